@@ -309,7 +309,7 @@ def prove_quietly(options: Options, jobs: Sequence[Job]) -> list[Row]:
     return [experiment.prove(options, kind, folder=folder) for experiment, kind, folder in jobs]
 
 
-def prove_apart(options: Options, table: Sequence[Experiment]) -> Iterator[Row]:
+def prove_by_kind(options: Options, table: Sequence[Experiment]) -> Iterator[Row]:
     """Run the experiments of a table in processes: one for each kind of store, and as many for their controls."""
     groups: dict[tuple[str, bool], list[Job]] = {}
     for job in jobs_of(options, table):

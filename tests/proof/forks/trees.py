@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
@@ -34,7 +34,7 @@ class Growing:
         self.root = f"{number}"
         self.plain = Plain()
         self.plain.begin(self.root)
-        self.did: list[str] = []
+        self.did: list[tuple[str, Any]] = []
         self._said = 0
 
     def step(self) -> None:
@@ -50,12 +50,15 @@ class Growing:
         for chat in living[self.chance.choice((1, 1, 2, 3)) :]:
             (self._clear if self.chance.random() < 0.4 else self._delete)(chat)
 
+    def _append(self, name: str, what: Any) -> None:
+        self.did.append((name, what))
+        self.outbox.append(name, what)
+
     def _say(self, chat: Chat) -> None:
         self._said += 1
         message_id, text = f"{chat.id}.{self._said}", f"words {self.root}.{self._said}."
-        self.did.append(f"say {chat.id} {message_id}")
         self.plain.say(chat, message_id, "user", text)
-        self.outbox.append(chat.id, Message.user(text, id=message_id))
+        self._append(chat.id, Message.user(text, id=message_id))
 
     def _late(self, _: Chat) -> None:
         gone = [chat for chat in self.plain.chats.values() if chat.deleted]
@@ -66,9 +69,8 @@ class Growing:
         if chat.own:
             self._said += 1
             message_id, text = self.chance.choice(chat.own).id, f"words {self.root}.{self._said}."
-            self.did.append(f"edit {chat.id} {message_id}")
             self.plain.edit(chat, message_id, text)
-            self.outbox.append(chat.id, MessageEdited(message_id=message_id, content=text))
+            self._append(chat.id, MessageEdited(message_id=message_id, content=text))
 
     def _fork(self, parent: Chat) -> None:
         if len(self.plain.chats) > FORKS_MAX or parent.version == 0:
@@ -80,33 +82,28 @@ class Growing:
         place: dict[str, object] = {"version": version}
         if self.chance.random() < 0.5:
             place = {"event_id": str(self.outbox.lanes[parent.id][version - 1].event_id)}
-        self.did.append(f"fork {name} at {version}")
         self.plain.fork(name, parent, version=version)
-        self.outbox.append(name, ConversationStarted(forked_from={"conversation_id": parent.id} | place))
+        self._append(name, ConversationStarted(forked_from={"conversation_id": parent.id} | place))
 
     def _rewind(self, chat: Chat) -> None:
         if chat.path:
             target = self.chance.choice(chat.path).id
-            self.did.append(f"rewind {chat.id} to {target}")
             self.plain.rewind(chat, target)
-            self.outbox.append(chat.id, ConversationRewound(to_message_id=target))
+            self._append(chat.id, ConversationRewound(to_message_id=target))
 
     def _clear(self, chat: Chat) -> None:
-        self.did.append(f"clear {chat.id}")
         self.plain.rewind(chat, None)
-        self.outbox.append(chat.id, ConversationRewound())
+        self._append(chat.id, ConversationRewound())
 
     def _redact(self, chat: Chat) -> None:
         if chat.own:
             message_id = self.chance.choice(chat.own).id
-            self.did.append(f"redact {chat.id} {message_id}")
             self.plain.redact(chat, message_id)
-            self.outbox.append(chat.id, MessageRedacted(message_id=message_id, reason="asked"))
+            self._append(chat.id, MessageRedacted(message_id=message_id, reason="asked"))
 
     def _delete(self, chat: Chat) -> None:
-        self.did.append(f"delete {chat.id}")
         self.plain.delete(chat)
-        self.outbox.append(chat.id, ConversationDeleted())
+        self._append(chat.id, ConversationDeleted())
 
     async def differences(self, store: ConversationStore, *, kept: bool = True) -> list[str]:
         """Return where what is read, or what is kept, is not what the model says."""
@@ -128,7 +125,7 @@ class Growing:
                     wrong.append(f"{name}[{at}] is kept, and nobody reads it: {data}")
                 elif any(f'"{message_id}"' in data for message_id in chat.erased):
                     wrong.append(f"{name}[{at}] holds what was redacted: {data}")
-        return [f"tree {self.root}: {one}; {', '.join(self.did)}" for one in wrong]
+        return [f"tree {self.root}: {one}; {self.did}" for one in wrong]
 
 
 def _read(page: Iterable[RecordedMessage]) -> list[tuple[str, str, str]]:

@@ -150,6 +150,9 @@ class Fate:
         return f"{self.act} {self.moment}"
 
 
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 class _Over(Exception):
     """This connection has met its fate."""
 
@@ -225,36 +228,28 @@ class Storm:
             _reset(writer)
 
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fate: Fate | None) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
-        line = _Line(self, fate, reader, writer, there_reader, there_writer)
-        both = [asyncio.create_task(one) for one in (line.asks(), line.answers())]
+        there = await asyncio.open_connection("127.0.0.1", self._server_port)
+        line = _Line(self, fate, (reader, writer), there)
         try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(line.asks())
+                both.create_task(line.answers())
+        except* (OSError, _Over):
+            pass
+        except* Exception as failed:
+            self.errors += [f"the proxy itself failed: {error!r}" for error in failed.exceptions]
         finally:
-            _reset(there_writer)  # first: this may be cancelled while it waits below
-            for one in both:
-                one.cancel()
-            for end in await asyncio.gather(*both, return_exceptions=True):
-                if isinstance(end, Exception) and not isinstance(end, (OSError, _Over)):
-                    self.errors.append(f"the proxy itself failed: {end!r}")
+            _reset(there[1])
 
 
 class _Line:
     """One connection, and what becomes of it."""
 
-    def __init__(
-        self,
-        storm: Storm,
-        fate: Fate | None,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        there_reader: asyncio.StreamReader,
-        there_writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, storm: Storm, fate: Fate | None, here: Streams, there: Streams) -> None:
         self._storm = storm
         self._fate = fate
-        self._reader, self._writer = reader, writer
-        self._there_reader, self._there_writer = there_reader, there_writer
+        self._reader, self._writer = here
+        self._there_reader, self._there_writer = there
         self._messages = 0
         self._commits = 0
         self._wrote = False
@@ -278,15 +273,13 @@ class _Line:
         cutter = Cutter(self._storm.speech, asks=False)
         said: list[bytes] = []
         while data := await self._there_reader.read(65536):
+            messages = list(cutter.feed(data))  # also to know where the next one begins
             if self._committing:
-                for message in cutter.feed(data):
+                for message in messages:
                     said.append(message)
                     if self._storm.speech.ends(message):
                         await self._answer_commit(said)
-                continue
-            for _ in cutter.feed(data):
-                pass  # only to know where the next message begins
-            if not self._void:
+            elif not self._void:
                 await self._pass_on(data)
         if self._void:
             await asyncio.Event().wait()

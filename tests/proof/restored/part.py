@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from letopis.outbox.relay import reconcile
 from letopis.store.maintenance.continuity import LogCount
-from tests.proof.harness import Experiment, Setting, Tally, prove_apart, prove_table
+from tests.proof.harness import Experiment, Setting, Tally, prove_by_kind, prove_table
 from tests.proof.options import Options
 from tests.proof.restored import cases, wrong
 from tests.proof.restored.world import World, served, world
@@ -24,7 +24,7 @@ EVERY: Final = 0.2  # seconds between two looks at the store; 30 outside the pro
 
 def prove(options: Options) -> Iterator[Row]:
     """Run them, in the short form in this process: another costs more than what would be done in it."""
-    yield from (prove_table if options.short else prove_apart)(options, TABLE)
+    yield from (prove_table if options.short else prove_by_kind)(options, TABLE)
 
 
 async def done(

@@ -22,7 +22,7 @@ from sqlalchemy import event
 from letopis.store import ConversationStore, LetopisError, Message
 from letopis.store.database.migrations import SchemaState, revision_state
 from tests.campaigns.victims import Context, fork_server
-from tests.proof.harness import Experiment, Setting, Tally, World, migrated, prove_apart
+from tests.proof.harness import Experiment, Setting, Tally, World, migrated, prove_by_kind
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import KINDS
@@ -63,7 +63,7 @@ def prove(options: Options) -> Iterator[Row]:
     """Yield the rows of this part; Alembic keeps what it works on in globals, so that each kind has its process."""
     following = write_next_release(options.folder / "next-release")
     with _first_on_path(following.roots):
-        yield from prove_apart(options, TABLE)
+        yield from prove_by_kind(options, TABLE)
 
 
 @contextmanager
