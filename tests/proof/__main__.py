@@ -111,14 +111,12 @@ def told(row: Row, *, short: bool) -> str:
 
 
 def prove(names: Sequence[str], *, short: bool, seed: int, rounds: int, jobs: int) -> dict[str, Any]:
-    """Run parts, some at a time, and return the report."""
     with ThreadPoolExecutor(jobs) as pool:
         parts = list(pool.map(lambda name: prove_apart(name, short=short, seed=seed, rounds=rounds), names))
     return report_of(parts, versions={"Linux": platform.release()}, seed=seed, short=short)
 
 
 def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
-    """Return what did not hold, in words."""
     short, found = report["short"], []
     for part_report in report["parts"]:
         name = part_report["part"]

@@ -70,7 +70,6 @@ class Tally:
         self.problems += [f"{where}: {problem}" if where else problem for problem in problems]
 
     def take(self, verdict: Verdict, *, where: str = "") -> None:
-        """Add what an examination counted and found."""
         self.acknowledged += verdict.acknowledged
         self.stored += verdict.stored
         self.untold += verdict.problem_count - len(verdict.problems)
@@ -117,7 +116,6 @@ class World:
         return History(self.outbox, store=self.url, **{"watch": False, "min_free_bytes": None, **options})
 
     def keep(self, receipt: Receipt) -> None:
-        """Keep what an append that has returned promises."""
         self.acks += acks_of(receipt)
 
     async def append(self, history: History, name: str, text: str, *, own: bool = False) -> bool:
@@ -250,7 +248,6 @@ class Experiment:
         return self.control or bool(self.defect)
 
     def prove(self, options: Options, kind: str = "", *, folder: str) -> Row:
-        """Run it on a kind of store, and return its row."""
         control, where = self.is_control, self.where or kind
         place = options.folder / folder
         place.mkdir(parents=True)
@@ -267,7 +264,6 @@ class Experiment:
         return tally.row(self.what, where, self.unit, least, control=control)
 
     def chosen(self, kind: str, *, short: bool) -> bool:
-        """Return True if it is run on a kind of store."""
         if kind not in (self.on or ("",)):
             return False
         return not short or (self.short if isinstance(self.short, bool) else kind in self.short)
@@ -292,8 +288,6 @@ def jobs_of(options: Options, table: Sequence[Experiment]) -> list[Job]:
 
 
 def prove_table(options: Options, table: Sequence[Experiment], *, at_a_time: int = 1) -> Iterator[Row]:
-    """Run the experiments of a table, some at a time."""
-
     def prove(job: Job) -> Row:
         return job[0].prove(options, job[1], folder=job[2])
 
@@ -343,6 +337,5 @@ def in_processes(jobs: Sequence[Callable[[], Iterable[Row]]], *, at_a_time: int)
 
 
 async def migrated(url: str) -> None:
-    """Give an empty store its tables."""
     async with ConversationStore.open(url, migrate=True):
         return

@@ -23,7 +23,6 @@ class Options:
     rounds: int = 1
 
     def many(self, whole: int, short: int) -> int:
-        """Return how many of something to do."""
         return short if self.short else whole
 
     def tell(self, words: str) -> None:

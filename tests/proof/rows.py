@@ -35,7 +35,6 @@ class Row:
     missing: str = ""
 
     def ok(self, *, short: bool, require: bool = False) -> bool:
-        """Return True if the row shows what it has to."""
         if self.missing:
             return not require
         if self.control:

@@ -38,7 +38,6 @@ def strace() -> str | None:
 
 
 def run(*words: str | Path) -> None:
-    """Run a command to its end."""
     environment = {**os.environ, "PATH": PATH}
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=environment)
     if done.returncode:
@@ -46,7 +45,6 @@ def run(*words: str | Path) -> None:
 
 
 def make_image(image: Path, mebibytes: int, *words: str) -> None:
-    """Make a file system in a file."""
     with image.open("wb") as file:
         file.truncate(mebibytes * 1024**2)
     run(*words, image)
@@ -75,7 +73,6 @@ class SmallDisk:
         return fill(self._folder)
 
     def free(self) -> None:
-        """Give the room back."""
         (self._folder / HOG).unlink(missing_ok=True)
 
     def close(self) -> None:

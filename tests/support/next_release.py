@@ -103,8 +103,6 @@ def downgrade() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextRelease:
-    """The written code."""
-
     tree: Path
     roots: tuple[str, ...]
     store: Migrations

@@ -49,8 +49,6 @@ MEND: Final = "ALTER TABLE letopis_events DROP CONSTRAINT never"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What is made to happen on a server."""
-
     kind: str
     code: str = ""
     others: int = 3
@@ -204,7 +202,6 @@ def table(pool: ProcessPoolExecutor) -> Iterator[Experiment]:
 
 
 def controlled(setting: Setting, *, pool: ProcessPoolExecutor, control: str) -> Tally:
-    """Run cases with a defect planted."""
     seeds, faults = _seeds(setting), outage_like("mariadb")
     if control == REFUSES_EVERYBODY:
         sample = [Case(seed=seed, others=5, fault=REFUSED, everybody=MENDED) for seed in seeds[:3]]

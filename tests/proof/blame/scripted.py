@@ -209,7 +209,6 @@ class _World:
             self._say(name)
 
     async def live(self) -> Came:
-        """Talk, deliver, and check the result."""
         talking = [asyncio.create_task(self._talk(name, 0.0)) for name in self._bad]
         talking += [asyncio.create_task(self._talk(name, self._case.alone)) for name in self._good]
         try:
@@ -249,7 +248,6 @@ class _World:
             self._mended = True
 
     def _over(self, said: bool) -> bool:
-        """Return True if nothing more is to come."""
         if not said or not self._mended:
             return False
         if any(self._owed.get(name) for name in self._good):

@@ -45,7 +45,6 @@ class Bot(LineProcess):
         return answer
 
     async def say(self, words: str) -> None:
-        """Have it append, and keep what it was promised."""
         self.world.acks += [Ack(name, UUID(one)) for name, one in (await self.told(f"say {words}", 60))["acks"]]
 
     async def drain(self, seconds: float, problem: str) -> None:

@@ -19,7 +19,6 @@ PAGE: Final = 4096
 
 
 def flipped(data: bytes, chance: Random) -> bytes:
-    """Turn over one bit."""
     at = chance.randrange(len(data) * 8)
     damaged = bytearray(data)
     damaged[at // 8] ^= 1 << (at % 8)

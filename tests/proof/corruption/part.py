@@ -57,7 +57,6 @@ Try = tuple[bytes | None, bytes | None]  # the damaged file if it is damaged, an
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Yield the rows of this part."""
     # In memory where the system has such a folder: nothing here is about what reaches a disk.
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="letopis-proof-", dir=memory) as folder:

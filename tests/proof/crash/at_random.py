@@ -24,7 +24,6 @@ WHAT: Final = "bot, relay or both killed at random"
 
 
 def table(context: Context) -> Iterator[Experiment]:
-    """Kill on each store, and without each promise."""
     run: Any = partial(kill_in_rounds, context=context, kills=(KILLS, 4), promises=(PROMISES, 50))
     yield Experiment(WHAT, run, "kills", KILLS)
     for what, defect, records_every, paths_every in (

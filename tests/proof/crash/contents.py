@@ -32,7 +32,6 @@ Done = tuple[str, str, str, int]
 
 
 def table(context: Context) -> Iterator[Experiment]:
-    """Kill on each store, and on one that keeps what nothing shows."""
     what = "killed while large content is written, edited, redacted and reset"
     yield Experiment(what, partial(kill, context=context), "kills", KILLS)
     run = partial(kill, context=context)

@@ -132,7 +132,6 @@ class Story:
         return self.options.folder / f"call-{next(self._numbers)}"
 
     def _die(self, number: int) -> Tally:
-        """Kill at a call, and look at what that left behind."""
         world = World(self._folder())
         tally = world.tally
         try:

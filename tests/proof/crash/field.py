@@ -37,8 +37,6 @@ LOOKS: Final = 8  # how often a watch still looks after the last notification, f
 
 
 class Field:
-    """Where processes die."""
-
     def __init__(self, world: World, bot: History, hook: Site, context: Context, *, without: bool) -> None:
         self.world = world
         self.bot = bot

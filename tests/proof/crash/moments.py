@@ -38,8 +38,6 @@ COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
 
 
 class Who(StrEnum):
-    """Who dies."""
-
     BOT = "bot"
     RELAY = "relay"
     LEAVING = "relay that ends"
@@ -47,8 +45,6 @@ class Who(StrEnum):
 
 
 class Side(StrEnum):
-    """On which side of the call."""
-
     BEFORE = "before"
     AFTER = "after"
 
@@ -245,7 +241,6 @@ def bot(outbox: str, store: str, acks: Connection, *, moment: str, number: int) 
 
 
 def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = False, without: bool = False) -> None:
-    """Deliver, in small batches, and prune."""
     logging.disable()
     plant(_BY_NAME[moment], number)
     with planted(DUPLICATES_TAKEN if without else ""):
@@ -253,14 +248,12 @@ def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = Fa
 
 
 def gated(calls: tuple[str, ...], work: Callable[[], Coroutine[Any, Any, None]], way: Connection) -> None:
-    """Do something, through a gate."""
     logging.disable()
     enter(way, calls)
     asyncio.run(work())
 
 
 def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
-    """Look at the outbox and tell the operator."""
     logging.disable()
     plant(_BY_NAME[moment], number)
     asyncio.run(_watch(Path(outbox), hook))

@@ -31,7 +31,6 @@ TIMES_ALERTS: Final = 2  # each waits for a reminder
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Kill processes."""
     context = fork_server(*VICTIMS, *DRIVERS)
     tables = (module.table(context) for module in (at_random, steps, contents, sending))
     yield from prove_table(options, list(chain.from_iterable(tables)))

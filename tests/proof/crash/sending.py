@@ -22,7 +22,6 @@ DRAIN_SECONDS: Final = 120.0
 
 
 def table(context: Context) -> Iterator[Experiment]:
-    """Kill with a sender, and without one."""
     what = "killed between append, sending and confirmation"
     run = partial(kill, context=context)
     yield Experiment(f"{what}: every reply is sent, in order", run, "kills", KILLS, on=())

@@ -79,7 +79,6 @@ TRIM_STEPS: Final = (
 
 
 def table(context: Context) -> Iterator[Experiment]:
-    """Kill in each step on each store, and without the promise."""
     erasing = len((*FIRST_STEPS, *SECOND_STEPS))
     for kind, short in (("owner", KINDS), ("person", KINDS[:1])):
         what = f"an erasure of {kind} killed in each step, carried out by an outbox that was away"

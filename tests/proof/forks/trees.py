@@ -38,7 +38,6 @@ class Growing:
         self._said = 0
 
     def step(self) -> None:
-        """Do one thing that is possible, or nothing."""
         kind = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
         if living := self.plain.living():
             getattr(self, f"_{kind}")(self.chance.choice(living))

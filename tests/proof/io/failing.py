@@ -141,7 +141,6 @@ def fail_each(
 
 
 async def _look(place: Path, *, once: bool, restart: bool) -> Tally:
-    """Look into what a run left behind, on a sound disk."""
     world = World(place, acks=[*read_promises((place / "acks").read_bytes()).acks])
     try:
         await world.judge(drained=once)

@@ -47,8 +47,6 @@ def _replace(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to remove something."""
-
     name: str
     take: Callable[[Path], None]
     suffix: str = ""
@@ -158,7 +156,6 @@ def meet(setting: Setting, by: str) -> Tally:
 
 
 async def live(folder: str, by: str, *, blind: bool) -> None:
-    """Be the bot, which prints its promises and kills itself."""
     if blind:
         FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
     world, acks, refused = World(Path(folder)), [], 0

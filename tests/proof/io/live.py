@@ -60,8 +60,6 @@ def slow_flushes(setting: Setting) -> Tally:
 
 
 class _Pulse:
-    """Tells how long the event loop stood still."""
-
     def __init__(self) -> None:
         self._last, self._longest = time.monotonic(), 0.0
         self._loop = asyncio.get_running_loop()

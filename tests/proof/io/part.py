@@ -22,8 +22,6 @@ ERRORS: Final = ("EIO", "ENOSPC")
 
 
 def once(setting: Setting, call: str, error: str) -> Tally:
-    """Let each call of the script fail in turn."""
-
     def choose(calls: Counter[int]) -> Sequence[Fault]:
         each = [Fault(thread=thread, k=k) for thread, count in sorted(calls.items()) for k in range(1, count + 1)]
         most = setting.many(MOST, 5)
@@ -41,7 +39,6 @@ def from_then_on(setting: Setting, call: str, error: str) -> Tally:
 
 
 def table(options: Options) -> Iterator[Experiment]:
-    """Yield what is done here, to no store of the proof's own."""
     for call, least in LEAST.items():
         for error in ERRORS:
             what, short = f"each {call} of a script fails once, in turn", (call, error) == ("pwrite64", "EIO")
@@ -103,5 +100,4 @@ def table(options: Options) -> Iterator[Experiment]:
 
 
 def prove(options: Options) -> Iterator[Row]:
-    """Let the disk fail."""
     yield from prove_table(options, list(table(options)), at_a_time=AT_A_TIME)

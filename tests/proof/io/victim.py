@@ -50,7 +50,6 @@ class Script:
         self.problems: list[str] = []
 
     async def run(self) -> None:
-        """Live through it."""
         async with AsyncExitStack() as stack:
             world = World(self._folder)
             history = await self._again("open", lambda: stack.enter_async_context(world.open()))
@@ -170,7 +169,6 @@ def say(words: str) -> None:
 
 
 def child(order: dict[str, Any], call: str, number: int, answer: int) -> None:
-    """Live with the fault, and tell how it went."""
     prepare_threads(order, call, number)
     script = Script(Path(order["folder"]), once=order["once"], careless=order["careless"])
     try:
@@ -181,7 +179,6 @@ def child(order: dict[str, Any], call: str, number: int, answer: int) -> None:
 
 
 def carry_out(order: dict[str, Any], call: str, number: int) -> dict[str, Any]:
-    """Fork a child, wait for it, and return what it told."""
     ours, theirs = os.pipe()
     say(f"order {order['number']}")
     pid = os.fork()

@@ -169,7 +169,6 @@ async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
 
 
 def total(bots: Sequence[Bot], of: Callable[[Bot], int]) -> int:
-    """Add up a figure of all bots."""
     return sum(of(bot) for bot in bots)
 
 

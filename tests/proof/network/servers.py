@@ -194,7 +194,6 @@ class Company:
         return self._seen() - self._before
 
     def speak_up(self, length: int) -> None:
-        """Have the bots say something longer."""
         for bot in self.bots:
             bot.length = length
 
@@ -269,7 +268,6 @@ class Company:
 
 
 async def harm(kind: str, folder: Path, *, short: bool, seed: str) -> list[Row]:
-    """Play all scenes on one kind of server, and return a row each."""
     ward = WARDS[kind]()
     rows: list[Row] = []
     try:

@@ -243,8 +243,6 @@ class Storm:
 
 
 class _Line:
-    """One connection, and what becomes of it."""
-
     def __init__(self, storm: Storm, fate: Fate | None, here: Streams, there: Streams) -> None:
         self._storm = storm
         self._fate = fate
@@ -258,7 +256,6 @@ class _Line:
         self._pace: float | None = None
 
     async def asks(self) -> None:
-        """Carry what the client says."""
         cutter = Cutter(self._storm.speech, asks=True)
         while data := await self._reader.read(65536):
             for message in cutter.feed(data):
@@ -269,7 +266,6 @@ class _Line:
         raise _Over
 
     async def answers(self) -> None:
-        """Carry what the server says."""
         cutter = Cutter(self._storm.speech, asks=False)
         said: list[bytes] = []
         while data := await self._there_reader.read(65536):

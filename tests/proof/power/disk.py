@@ -27,8 +27,6 @@ _STRING: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 
 class Kind(Enum):
-    """What an operation does to the disk."""
-
     CREATE = "create"
     WRITE = "write"
     TRUNCATE = "truncate"

@@ -21,7 +21,6 @@ SWALLOWED: Final = ("conversations", "messages", "lanes", "events")
 
 
 async def killed_midway(world: World, *, to: str) -> None:
-    """Move to a kind of store."""
     target = world.database(to)
     async with world.delivering(world.url) as relay:
         await world.say(world.chance.randrange(60, 120))

@@ -104,7 +104,6 @@ class World(harness.World):
 
     @asynccontextmanager
     async def delivering(self, url: str) -> AsyncIterator[Relay]:
-        """Have a relay deliver to a store for the time of a block."""
         async with AsyncExitStack() as stack:
             outbox = await OutboxFile.open(self.outbox)
             stack.push_async_callback(outbox.close)
@@ -181,7 +180,6 @@ class World(harness.World):
         )
 
     async def ended(self, *words: str, store: str | None) -> int:
-        """Run the command in a process of its own, and return its exit code."""
         with running(self.process(*words, store=store)) as process:
             return await asyncio.to_thread(process.wait, WAIT)
 
@@ -226,7 +224,6 @@ async def rows(url: str) -> Any:
 
 @contextmanager
 def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """Have a process for the time of a block, and not longer."""
     with process:
         try:
             yield process

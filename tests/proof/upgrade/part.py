@@ -321,7 +321,6 @@ def _revisions(url: str) -> list[str]:
 
 
 def table() -> Iterator[Experiment]:
-    """Yield what is done to the stores, and what is done to an outbox alone."""
     one = partial(Experiment, short=("sqlite",))
     run = partial(at_each_release, play=run_on)
     yield one("code of earlier releases runs on while the tables change under it", run, "events", 30)

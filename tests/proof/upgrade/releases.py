@@ -143,7 +143,6 @@ class ReleaseBot(LineProcess):
         self._world.tally.require(ready, f"the code in {self._release.tree} does not open it: {said}")
 
     def say(self, count: int, words: str) -> None:
-        """Have it append events, and keep what it was promised."""
         said = self.ask(f"say {count} {words}", 40)
         self._world.acks += [Ack(name, UUID(event_id)) for name, event_id in said.get("acks", ())]
         self._world.tally.require("error" not in said, f"what it says {words}: {said.get('error')}")
