@@ -33,7 +33,6 @@ async def test_a_death_is_at_the_call_that_was_meant(
     side: Side, made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moments, "die", die)
-    done: list[int] = []
 
     def call(value: int) -> int:
         done.append(value)
@@ -42,18 +41,15 @@ async def test_a_death_is_at_the_call_that_was_meant(
     async def later(value: int) -> int:
         return call(value)
 
-    dying = moments.wrapped(call, moment(side), 2)
-    assert (dying(1), dying(0)) == (1, 0)
-    with pytest.raises(Dead):
-        dying(2)
-    assert done == made
-
-    done.clear()
-    dying = moments.wrapped(later, moment(side), 2)
-    assert (await dying(1), await dying(0)) == (1, 0)
-    with pytest.raises(Dead):
-        await dying(2)
-    assert done == made
+    for real in (call, later):
+        done = list[int]()
+        dying = moments.wrapped(real, moment(side), 2)
+        for value in (1, 0):
+            answer = dying(value)
+            assert value == (await answer if real is later else answer)
+        with pytest.raises(Dead):
+            await dying(2)
+        assert done == made
 
 
 @pytest.mark.parametrize(("bad", "seeds"), [(None, [7, 8, 9]), (8, [7, 8])])

@@ -32,6 +32,7 @@ from tests.support import victim
 from tests.support.defects import DUPLICATES_TAKEN, planted
 
 ROUNDS: Final = 4  # so often a bot says each of the things that it says
+TWICE: Final = 2 * ROUNDS
 BETWEEN: Final = "prune: the mark is moved, the events are still there"
 """The one that is in the middle of a function: where SQLite is about to begin with a statement."""
 COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
@@ -112,33 +113,19 @@ RELEASE: Final = "letopis.outbox.relay.lease:LeaseLock.release"
 CLAIM_ALERT: Final = "letopis.outbox.alerting.monitor:AlertMonitor._claim"
 SETTLE_ALERT: Final = "letopis.outbox.alerting.monitor:AlertMonitor._settle"
 ALL_ANSWERED: Final = "no message without an answer"
-ONE_UNANSWERED: Final = "one message without an answer"
+ONE_MORE: Final = "one message without an answer"
 CHANGES_ANSWERED: Final = "no change without an answer"
-CHANGE_UNANSWERED: Final = "one change without an answer"
+CHANGE_MORE: Final = "one change without an answer"
 NOTHING_STORED: Final = "nothing stored"
 STORED: Final = "stored, nothing written off"
 NOTHING_PRUNED: Final = "all written off, nothing pruned"
 MOMENTS: Final = (
     Moment("append: before the local commit", BOT, APPEND, AFTER, ALL_ANSWERED, ROUNDS, _appends),
-    Moment("append: after the local commit, before the answer", BOT, TRANSACT, AFTER, ONE_UNANSWERED, ROUNDS, _appends),
-    Moment("the bot's own transaction: before the local commit", BOT, COMMIT, BEFORE, ALL_ANSWERED, 2 * ROUNDS),
-    Moment(
-        "the bot's own transaction: after the local commit, before the answer",
-        BOT,
-        COMMIT,
-        AFTER,
-        ONE_UNANSWERED,
-        2 * ROUNDS,
-    ),
-    Moment("a record is put: written, before the local commit", BOT, NOTE_CHANGE, AFTER, CHANGES_ANSWERED, 2 * ROUNDS),
-    Moment(
-        "a record is put: after the local commit, before the answer",
-        BOT,
-        WRITE_RECORD,
-        AFTER,
-        CHANGE_UNANSWERED,
-        2 * ROUNDS,
-    ),
+    Moment("append: after the local commit, before the answer", BOT, TRANSACT, AFTER, ONE_MORE, ROUNDS, _appends),
+    Moment("the bot's own transaction: before the local commit", BOT, COMMIT, BEFORE, ALL_ANSWERED, TWICE),
+    Moment("the bot's own transaction: after the local commit, before the answer", BOT, COMMIT, AFTER, ONE_MORE, TWICE),
+    Moment("a record is put: written, before the local commit", BOT, NOTE_CHANGE, AFTER, CHANGES_ANSWERED, TWICE),
+    Moment("a record is put: after the local commit, before the answer", BOT, WRITE_RECORD, AFTER, CHANGE_MORE, TWICE),
     Moment("lease: the lock is taken, the row is not written", RELAY, REGISTER, BEFORE, NOTHING_STORED),
     Moment("lease: the row is written, not committed", RELAY, REGISTER, AFTER, NOTHING_STORED),
     Moment(
@@ -254,14 +241,13 @@ def gated(calls: tuple[str, ...], work: Callable[[], Coroutine[Any, Any, None]],
 
 
 def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
+    async def live() -> None:
+        file = await OutboxFile.open(outbox)
+        watching = AlertMonitor(file, channels=(AppriseChannel(hook, private=True),), rules=RULES)
+        while True:
+            await watching.observe_once()
+            await asyncio.sleep(LOOK_INTERVAL_SECONDS)
+
     logging.disable()
     plant(_BY_NAME[moment], number)
-    asyncio.run(_watch(Path(outbox), hook))
-
-
-async def _watch(outbox: Path, hook: str) -> None:
-    file = await OutboxFile.open(outbox)
-    watching = AlertMonitor(file, channels=(AppriseChannel(hook, private=True),), rules=RULES)
-    while True:
-        await watching.observe_once()
-        await asyncio.sleep(LOOK_INTERVAL_SECONDS)
+    asyncio.run(live())

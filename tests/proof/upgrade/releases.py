@@ -11,7 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -20,7 +20,7 @@ from uuid import UUID
 import letopis.store
 from tests.campaigns.invariants import Ack
 from tests.proof.harness import DRAIN_SECONDS, Setting, Tally, World
-from tests.proof.upgrade.migrating import bring_to
+from tests.proof.upgrade.migrating import bring_to, fill, held, migrate
 from tests.support.daemons import DaemonProcess
 from tests.support.line_process import LineProcess
 from tests.support.paths import ROOT
@@ -153,6 +153,58 @@ class ReleaseBot(LineProcess):
     def drained(self, seconds: float) -> bool:
         """Return True if everything was delivered within ``seconds``."""
         return self.ask(f"drain {seconds}", seconds + 20).get("drained") is True
+
+
+def at_each_release(setting: Setting, *, play: Callable[[Release, World], None]) -> Tally:
+    """Do something with each earlier release, each with a store of its own."""
+    whole, releases = Tally(), earlier_releases(setting.folder)
+    for release in releases[-setting.many(len(releases), 1) :]:
+        with setting.apart(release.store) as here:
+            world = here.world()
+            play(release, world)
+            whole.add(world.tally, where=f"revision {release.store}")
+    whole.notes = f"{len(releases)} releases: {whole.acknowledged} events acknowledged in all"
+    return whole
+
+
+def run_on(release: Release, one: World) -> None:
+    """Run it on a store of its own revision, then change the tables under it."""
+    two = replace(one, name="two.outbox.db")
+    with ReleaseBot(release, one, migrate=True) as bot:
+        bot.ready()
+        bot.say(15, "before")
+        bot.drain("before anything was changed")
+        asyncio.run(bring_to(one.url, "head"))
+        bot.say(15, "changed")
+        bot.drain("on the changed store")
+        with ReleaseBot(next_release(), two) as beside:
+            beside.ready()
+            beside.say(10, "beside")
+            asyncio.run(migrate(str(one.outbox)))
+            bot.say(15, "outbox changed too")
+            for each in (bot, beside):
+                each.drain("side by side")
+        one.tally.count = 30
+    deliver_rest(one)
+    asyncio.run(one.judge(two.outbox))
+
+
+def start_on(release: Release, one: World) -> None:
+    """Start it on an outbox of the next release, which it refuses, and on a store, to which it delivers nothing."""
+    two = replace(one, name="two.outbox.db")
+    asyncio.run(fill(one))
+    before = asyncio.run(held(one.url))
+    with ReleaseBot(release, one) as bot:
+        error = bot.answer(40).get("error", "")
+        one.tally.require("newer release" in error, f"an outbox of the next release was not refused: {error}")
+    with ReleaseBot(release, two) as bot:
+        bot.ready()
+        bot.say(10, "kept")
+        one.tally.require(not bot.drained(1), "it delivered to a store that it does not know")
+    one.tally.require(asyncio.run(held(one.url)) == before, "it wrote to a store that it does not know")
+    one.tally.count = 2
+    deliver_rest(two)
+    asyncio.run(one.judge(two.outbox))
 
 
 KILLS: Final = 10
