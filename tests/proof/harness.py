@@ -19,9 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox import History, Receipt
-from letopis.store import ConversationStore, Message
-from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
+from letopis import ConversationStore, History, LetopisError, Message, OutboxFull, OutboxUnavailable, Receipt
 from tests.campaigns.invariants import Verdict, check
 from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.states import Ack

@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store import ConversationStore
+from letopis import ConversationStore
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import metadata
 

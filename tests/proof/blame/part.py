@@ -22,13 +22,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
+from letopis import ConversationStore, Message, OutboxFile
+from letopis.outbox import Relay
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.relay import Relay
-from letopis.store.conversation_store import ConversationStore
+from letopis.store import FaultClass
 from letopis.store.database.fault_rules import BY_MARIADB_NUMBER, BY_SQLSTATE
-from letopis.store.database.faults import FaultClass
-from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
 from tests.proof.blame.scripted import Came, Case, run
 from tests.proof.harness import Experiment, Setting, Tally, prove_table

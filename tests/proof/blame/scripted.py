@@ -25,19 +25,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
+from letopis import ConversationStore, Message, OutboxFile, RetryPolicy
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import find_lane
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.retry.circuit_breaker import Breaker
-from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.faults import FaultClass
-from letopis.store.model.messages import Message
-from letopis.store.rules.apply_plan import LaneBatch, Origin
+from letopis.store import FaultClass, LaneBatch, Origin
 from tests.proof.simulation.loop import VirtualLoop
 from tests.support.relays import ToldStore, end_all, fault
 

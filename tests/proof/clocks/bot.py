@@ -11,14 +11,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox import History, Incident, RetryPolicy
-from letopis.outbox.alerting.incidents import Rules
+from letopis import ConversationStore, History, Incident, Message, OutboxAdmin, Retention, RetryPolicy, Selection
+from letopis.outbox import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
-from letopis.outbox.event_log.retention import Retention
-from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.outbox.operations.pending_events import Selection
-from letopis.store import ConversationStore, Message
-from letopis.store.database.timeouts import Timeouts
+from letopis.store import Timeouts
 from tests.support.defects import plant
 
 STUCK = 9.0  # seconds after which users are notified; only those that the bot has watched count

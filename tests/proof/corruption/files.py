@@ -12,8 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from letopis.outbox import History
-from letopis.store import Message
+from letopis import History, Message
 
 PAGE: Final = 4096
 

@@ -18,14 +18,12 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.outbox import History
+from letopis import ConfigurationError, History, OutboxAdmin
 from letopis.outbox.cli.verify import problems_of_store
 from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
 from letopis.outbox.diagnostics.salvage import Salvaged, salvage
-from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.urls import normalise_url
-from letopis.store.errors import ConfigurationError
 from tests.campaigns.invariants import check
 from tests.proof.corruption.files import DAMAGES, Files, Seen, cut, flipped, make_files, seen_in, zeroed
 from tests.proof.harness import Tally, streamed

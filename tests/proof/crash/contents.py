@@ -12,9 +12,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from letopis.outbox import History, Retention
+from letopis import History, Message, Retention
 from letopis.outbox.diagnostics.integrity import content_problems
-from letopis.store import Message
 from letopis.store.model.large_content import LARGE_BYTES
 from tests.campaigns.victims import Context, kill_after
 from tests.proof.harness import Experiment, Setting, Tally, migrated

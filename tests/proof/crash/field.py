@@ -12,10 +12,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox import History, Relay
+from letopis import ConversationStore, History, Message
+from letopis.outbox import Relay
 from letopis.outbox.alerting.channels import AppriseChannel
 from letopis.outbox.alerting.monitor import AlertMonitor
-from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import read_outbox, read_store, read_whole_store
 from tests.campaigns.record_invariants import RecordAck, read_record_outbox
 from tests.campaigns.victims import Context

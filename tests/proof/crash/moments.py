@@ -21,12 +21,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Final, NoReturn
 
+from letopis import OutboxFile
+from letopis.outbox import Rules
 from letopis.outbox.alerting.channels import AppriseChannel
-from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.retention import Pruner
-from letopis.outbox.file.outbox_file import OutboxFile
 from tests.proof.crash.gate import enter
 from tests.support import victim
 from tests.support.defects import DUPLICATES_TAKEN, planted

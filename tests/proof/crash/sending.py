@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from letopis.outbox import History
+from letopis import History
 from tests.campaigns.victims import Context, kill_after
 from tests.proof.harness import Experiment, Setting, Tally
 from tests.support.sending import FilePlatform, answer, sender_to

@@ -12,10 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox import History, Relay, erase_owner, erase_person
+from letopis import ContentRetention, ConversationStore, History, Message, OutboxFile, erase_owner, erase_person
+from letopis.outbox import Relay
 from letopis.outbox.event_log import erasures
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store import ContentRetention, ConversationStore, Message
 from letopis.store.maintenance import task_steps
 from letopis.store.model.events import utc_now
 from letopis.store.write import redaction, row_writer

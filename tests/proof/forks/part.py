@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import sqlalchemy as sa
 
-from letopis.store import ConversationStore
+from letopis import ConversationStore
 from letopis.store.database.schema import conversations
 from letopis.store.read.descendants import ALL_VERSIONS, Descendants
 from letopis.store.testing.outbox import Outbox

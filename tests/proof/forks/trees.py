@@ -9,14 +9,9 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
-from letopis.store import ConversationStore, Message, MessageEdited, RecordedMessage
+from letopis import ConversationStore, Message, RecordedMessage
+from letopis.store import ConversationDeleted, ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
 from letopis.store.database.schema import conversations, events, messages
-from letopis.store.model.event_types import (
-    ConversationDeleted,
-    ConversationRewound,
-    ConversationStarted,
-    MessageRedacted,
-)
 from letopis.store.testing.outbox import Outbox
 from tests.model.plain import Chat, Plain, Said
 

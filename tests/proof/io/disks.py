@@ -9,10 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox import History, Relay
+from letopis import ConversationStore, History, LetopisError
+from letopis.outbox import Relay
 from letopis.outbox.file.limits import reserve_path
-from letopis.store import ConversationStore
-from letopis.store.errors import LetopisError
 from tests.proof.harness import Setting, Tally, World
 from tests.support.child import call
 from tests.support.daemons import letopis

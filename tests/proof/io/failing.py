@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.store.errors import LetopisError
+from letopis import LetopisError
 from tests.proof.harness import Setting, Tally, World
 from tests.proof.io.victim import make, obey
 from tests.support.child import command

@@ -23,10 +23,8 @@ from uuid import UUID
 
 from sqlalchemy.exc import OperationalError
 
-from letopis.outbox import History
+from letopis import History, LetopisError, Message, OutboxUnavailable
 from letopis.outbox.file.identity import FileIdentityGuard
-from letopis.store import Message
-from letopis.store.errors import LetopisError, OutboxUnavailable
 from tests.campaigns.invariants import read_store
 from tests.campaigns.states import Ack
 from tests.proof.harness import Setting, Tally, World

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from letopis.outbox import History
+from letopis import History, Message
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
-from letopis.store import Message
 from letopis.store.database.worker_thread import Done, WorkerThread
 from tests.campaigns.states import Ack
 from tests.proof.harness import Setting, Tally, World

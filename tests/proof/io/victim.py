@@ -25,9 +25,7 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from letopis.outbox import History
-from letopis.store import Event, Message
-from letopis.store.errors import LetopisError
+from letopis import Event, History, LetopisError, Message
 from tests.proof.harness import World, migrated
 from tests.support.promises import line_of
 

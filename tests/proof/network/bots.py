@@ -14,18 +14,12 @@ from unittest import mock
 
 from sqlalchemy.engine import make_url
 
-from letopis.outbox import History
+from letopis import ConversationStore, History, LetopisError, Message, OutboxFile, Retention, RetryPolicy
+from letopis.outbox import Relay
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.relay import Relay
+from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.retry.circuit_breaker import Breaker
-from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store import ConversationStore, Message
-from letopis.store.database.faults import StoreFault
-from letopis.store.database.timeouts import Timeouts
-from letopis.store.errors import LetopisError
-from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin
+from letopis.store import ApplyResult, LaneApplied, LaneBatch, Origin, StoreFault, Timeouts
 from tests.campaigns.invariants import Ack, check
 from tests.proof.harness import Setting, Tally, migrated
 from tests.proof.network.storm import MARIADB, POSTGRESQL, REFUSED, Storm

@@ -12,9 +12,9 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.store.database.timeouts import Timeouts
+from letopis.store import Timeouts
 from tests.campaigns.invariants import check
 from tests.campaigns.outage import Desk
 from tests.proof.harness import Tally

@@ -20,19 +20,15 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
-from letopis.outbox import History
+from letopis import ConversationStore, History, Message, OutboxFile, Receipt, Retention, RetryPolicy, Status
+from letopis.outbox import Relay
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.history.receipts import Receipt
-from letopis.outbox.operations.status import Status, read_status
-from letopis.outbox.relay.relay import Relay
+from letopis.outbox.event_log.retention import Pruner
+from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.circuit_breaker import Breaker
-from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import check, read_outbox, read_store
 from tests.campaigns.states import Ack
 from tests.proof import harness

@@ -11,9 +11,8 @@ from typing import Final
 
 from sqlalchemy.engine import make_url
 
-from letopis.outbox import History
+from letopis import History, Message
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.store import Message
 from letopis.store.database.schema import metadata
 from tests.proof.harness import migrated
 from tests.proof.restored.world import TIMEOUT_SECONDS, WAIT, World, rows, running

@@ -20,9 +20,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event
 
+from letopis import ConversationStore, LetopisError, Message, OutboxFile
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store import ConversationStore, LetopisError, Message
 from letopis.store.database import migrations as the_migration
 from letopis.store.database import sqlite, sqlite_file
 from letopis.store.database.engines import create_store_engine
