@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from tests.campaigns.victims import BOT, RELAY, Context, Victims
+from tests.campaigns.victims import BOT, RELAY, Victims
+from tests.proof.crash.moments import context
 from tests.proof.harness import Experiment, Setting, Tally, migrated
 from tests.proof.stores import KINDS
 from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
@@ -23,8 +24,8 @@ CAUGHT_WITHIN: Final = 60  # kills of a control; chance may spare it for a while
 WHAT: Final = "bot, relay or both killed at random"
 
 
-def table(context: Context) -> Iterator[Experiment]:
-    run: Any = partial(kill_in_rounds, context=context, kills=(KILLS, 4), promises=(PROMISES, 50))
+def table() -> Iterator[Experiment]:
+    run: Any = partial(kill_in_rounds, kills=(KILLS, 4), promises=(PROMISES, 50))
     yield Experiment(WHAT, run, "kills", KILLS)
     for what, defect, records_every, paths_every in (
         ("promised before it is written", "an append returns before it is written", 3, NEVER),
@@ -35,7 +36,7 @@ def table(context: Context) -> Iterator[Experiment]:
     ):
         how: Any = {"records_every": records_every, "paths_every": paths_every}
         kills = (100 if defect == IN_PARTS else 20, 4)
-        run = partial(kill_in_rounds, context=context, kills=kills, promises=(20, 20), **how)
+        run = partial(kill_in_rounds, kills=kills, promises=(20, 20), **how)
         # One look in eight finds an append half delivered, and few changes are resets.
         short = defect not in (IN_PARTS, RESET_KEEPS)
         yield Experiment(f"{what}, {WHAT}", run, "kills", on=("sqlite",), defect=defect, short=short)
@@ -62,18 +63,11 @@ def kill_in_rounds(setting: Setting, **how: Any) -> Tally:
     return whole
 
 
-async def kill(
-    setting: Setting,
-    *,
-    context: Context,
-    kills: tuple[int, int],
-    promises: tuple[int, int],
-    **every: int,
-) -> Tally:
+async def kill(setting: Setting, *, kills: tuple[int, int], promises: tuple[int, int], **every: int) -> Tally:
     """Kill until there were so many kills and promises, or a defect shows; look whenever both are dead."""
     chance, world, looked = random.Random(setting.seed + KINDS.index(setting.kind)), setting.world(), Tally()
     await migrated(world.url)  # its tables are there before the first kill
-    victims = Victims(world.outbox, world.url, context=context, defects=[setting.defect], **every)
+    victims = Victims(world.outbox, world.url, context=context(), defects=[setting.defect], **every)
     world.acks, world.records, tally = victims.acks, victims.record_acks, world.tally
     try:
         while (

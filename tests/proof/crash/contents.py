@@ -15,7 +15,8 @@ from typing import Any, Final
 from letopis import History, Message, Retention
 from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.store.model.large_content import LARGE_BYTES
-from tests.campaigns.victims import Context, kill_after
+from tests.campaigns.victims import kill_after
+from tests.proof.crash.moments import context
 from tests.proof.harness import Experiment, Setting, Tally, migrated
 from tests.support.defects import NOT_SWEPT, planted
 from tests.support.sayings import finish_tasks, problems
@@ -28,13 +29,6 @@ KEPT: Final = Retention(keep_last=4, keep_for=timedelta(0))
 DRAIN_SECONDS: Final = 120.0
 Done = tuple[str, str, str, int]
 """What was asked for or acknowledged, of which conversation and message, with which content."""
-
-
-def table(context: Context) -> Iterator[Experiment]:
-    what = "killed while large content is written, edited, redacted and reset"
-    yield Experiment(what, partial(kill, context=context), "kills", KILLS)
-    run = partial(kill, context=context)
-    yield Experiment(f"{NOT_SWEPT}, {what}", run, "kills", on=("sqlite",), defect=NOT_SWEPT)
 
 
 def content(number: int) -> str:
@@ -73,14 +67,14 @@ def live(outbox: str, store: str, done: Connection, *, seed: int, defect: str) -
         asyncio.run(run())
 
 
-async def kill(setting: Setting, *, context: Context) -> Tally:
+async def kill(setting: Setting) -> Tally:
     """Kill bots, deliver the rest and compare; then erase everything, after which nothing may be left."""
     await migrated(setting.url)
     world, chance, done = setting.world(), random.Random(setting.seed), list[Done]()
     tally = world.tally
     for seed in range(setting.many(KILLS if not setting.defect else 8, 8)):
         given, reports, seconds = (str(world.outbox), world.url), chance.randrange(1, 9), chance.random() * 0.02
-        killing = partial(kill_after, context, live, *given, reports=reports, seconds=seconds)
+        killing = partial(kill_after, context(), live, *given, reports=reports, seconds=seconds)
         done += await asyncio.to_thread(killing, seed=seed, defect=setting.defect)
         tally.count += 1
     async with History(world.outbox, store=world.url, retention=KEPT) as history:
@@ -117,3 +111,10 @@ def _lost(done: list[Done], shown: dict[tuple[str, str], Any]) -> Iterator[str]:
             yield f"{message_id} is shown after its redaction"
         if verb == "appended" and key not in changed and at > reset.get(name, -1) and shown.get(key) != content(picked):
             yield f"the content of {message_id} is lost"
+
+
+WHAT: Final = "killed while large content is written, edited, redacted and reset"
+TABLE: Final = (
+    Experiment(WHAT, kill, "kills", KILLS),
+    Experiment(f"{NOT_SWEPT}, {WHAT}", kill, "kills", on=("sqlite",), defect=NOT_SWEPT),
+)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.campaigns.invariants import read_store
-from tests.campaigns.victims import Context
 from tests.proof.crash import moments
 from tests.proof.crash.gate import FILE_CALLS, Call, Counts, guard, missing
 from tests.proof.harness import Tally, World
@@ -36,13 +35,13 @@ _FRAME: Final = 24  # bytes of what SQLite writes before each page
 _children: Final = threading.Lock()
 
 
-def prove(options: Options, context: Context) -> Iterator[Row]:
+def prove(options: Options) -> Iterator[Row]:
     """Kill in a first run, which makes the files, in a later one, and in one that erases; and without the promises."""
     if reason := missing():
         yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=reason)
         return
     nothing, made, told = options.folder / "nothing", options.folder / "made", options.folder / "told"
-    first = Story(options, context, nothing, victim.say_and_deliver, _after_saying)
+    first = Story(options, nothing, victim.say_and_deliver, _after_saying)
     calls, code = first.run(made)
     if not calls:
         yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=f"the kernel takes no filter (ended with {code})")
@@ -89,7 +88,6 @@ class Story:
     """
 
     options: Options
-    context: Context
     made: Path
     script: Callable[..., Coroutine[Any, Any, None]]
     aftermath: Callable[[World], Coroutine[Any, Any, int]]
@@ -104,7 +102,7 @@ class Story:
         counts: Counts = _after_the_first_promise() if self.without else lambda _: True
         work = partial(self.script, folder, without=self.without)
         with _children:
-            process, ours = start_piped(self.context, moments.gated, FILE_CALLS, work, duplex=True)
+            process, ours = start_piped(moments.context(), moments.gated, FILE_CALLS, work, duplex=True)
         with ours:
             assert process.pid is not None
             try:

@@ -18,7 +18,6 @@ from letopis.outbox.alerting.channels import AppriseChannel
 from letopis.outbox.alerting.monitor import AlertMonitor
 from tests.campaigns.invariants import read_outbox, read_store, read_whole_store
 from tests.campaigns.record_invariants import RecordAck, read_record_outbox
-from tests.campaigns.victims import Context
 from tests.proof.crash import moments
 from tests.proof.crash.gate import NET_CALLS, Call, guard
 from tests.proof.crash.moments import SHOWS, Left, Moment, Who
@@ -37,18 +36,15 @@ LOOKS: Final = 8  # how often a watch still looks after the last notification, f
 
 
 class Field:
-    def __init__(self, world: World, bot: History, hook: Site, context: Context, *, without: bool) -> None:
+    def __init__(self, world: World, bot: History, hook: Site, *, without: bool) -> None:
         self.world = world
         self.bot = bot
         self._hook = hook
-        self._context = context
         self._without = without
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls, outbox: Path, url: str, hook: Site, context: Context, *, without: bool = False
-    ) -> AsyncIterator[Field]:
+    async def open(cls, outbox: Path, url: str, hook: Site, *, without: bool = False) -> AsyncIterator[Field]:
         world = World(outbox.parent, url, name=outbox.name)
         async with (
             ConversationStore.open(url, migrate=True) as store,
@@ -56,7 +52,7 @@ class Field:
         ):
             async with bot.transaction() as own:
                 await own.execute(MAKE_BOOKS)
-            field = cls(world, bot, hook, context, without=without)
+            field = cls(world, bot, hook, without=without)
             await field.say()
             await field._deliver()
             yield field
@@ -80,7 +76,7 @@ class Field:
         """Have a relay deliver all there is; return its calls to the server, and its exit code."""
         how: dict[str, Any] = {"leave": True, "batch": moments.BATCH_EVENTS, "prune": True}
         work = partial(victim.deliver, self.world.outbox, self.world.url, **how)
-        process, ours = start_piped(self._context, moments.gated, NET_CALLS, work, duplex=True)
+        process, ours = start_piped(moments.context(), moments.gated, NET_CALLS, work, duplex=True)
         with ours:
             assert process.pid is not None
             calls = await asyncio.to_thread(
@@ -135,7 +131,7 @@ class Field:
         named: dict[str, Any] = {"moment": moment.name, "number": number}
         match moment.who:
             case Who.BOT:
-                process, ours = start_piped(self._context, moments.bot, outbox, url, **named)
+                process, ours = start_piped(moments.context(), moments.bot, outbox, url, **named)
                 with ours, suppress(EOFError):
                     code = await _end(process)
                     while ours.poll(1):
@@ -143,10 +139,10 @@ class Field:
                         (self.world.records if isinstance(ack, RecordAck) else self.world.acks).append(ack)
                 return code
             case Who.WATCH:
-                process = start(self._context, moments.watch, outbox, self._channel, **named)
+                process = start(moments.context(), moments.watch, outbox, self._channel, **named)
             case _:
                 how = {"leave": moment.who is Who.LEAVING, "without": self._without, **named}
-                process = start(self._context, moments.relay, outbox, url, **how)
+                process = start(moments.context(), moments.relay, outbox, url, **how)
         return await _end(process)
 
     async def say(self, count: int = SAID) -> None:

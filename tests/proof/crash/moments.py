@@ -27,6 +27,7 @@ from letopis.outbox.alerting.channels import AppriseChannel
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.retention import Pruner
+from tests.campaigns.victims import Context, fork_server
 from tests.proof.crash.gate import enter
 from tests.support import victim
 from tests.support.defects import DUPLICATES_TAKEN, planted
@@ -147,6 +148,12 @@ MOMENTS: Final = (
     Moment("alert: sent, and that is kept", WATCH, SETTLE_ALERT, AFTER, "one alert"),
 )
 """Every moment that has a name here."""
+
+
+def context() -> Context:
+    """Return what starts the processes that die, with all imported that they need."""
+    drivers = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
+    return fork_server("tests.proof.crash.steps", "tests.proof.crash.contents", "tests.support.sending", *drivers)
 
 
 # --- the process that dies ------------------------------------------------------------------------------------------

@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from itertools import chain
 from typing import Final
 
-from tests.campaigns.victims import Context, fork_server
 from tests.proof.crash import at_random, contents, exact, sending, steps
 from tests.proof.crash.exact import every
 from tests.proof.crash.field import Field
@@ -21,24 +19,18 @@ from tests.proof.stores import KINDS, fresh
 from tests.support.damage import drop_event_id_index
 from tests.support.webhook import serve
 
-DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
-"""Imported when the first connection is made, and so by every process again that is not born with them."""
-VICTIMS: Final = ("tests.proof.crash.steps", "tests.proof.crash.contents", "tests.support.sending")
-
 TIMES: Final = 3
 CALLS: Final = 20
 TIMES_ALERTS: Final = 2  # each waits for a reminder
 
 
 def prove(options: Options) -> Iterator[Row]:
-    context = fork_server(*VICTIMS, *DRIVERS)
-    tables = (module.table(context) for module in (at_random, steps, contents, sending))
-    yield from prove_table(options, list(chain.from_iterable(tables)))
-    yield from streamed(_at_each_moment(options, context))
-    yield from exact.prove(options, context)
+    yield from prove_table(options, [*at_random.table(), *steps.TABLE, *contents.TABLE, *sending.TABLE])
+    yield from streamed(_at_each_moment(options))
+    yield from exact.prove(options)
 
 
-async def _at_each_moment(options: Options, context: Context) -> AsyncIterator[Row]:
+async def _at_each_moment(options: Options) -> AsyncIterator[Row]:
     """Have processes die at each moment, and once at one of them without the promise."""
     fields: dict[str, Field] = {}
     async with AsyncExitStack() as stack:
@@ -48,7 +40,7 @@ async def _at_each_moment(options: Options, context: Context) -> AsyncIterator[R
             if store.missing:
                 yield Row(what="killed at each moment that has a name", where=kind, missing=store.missing)
                 continue
-            opened = Field.open(options.folder / f"matrix-{kind}.outbox.db", store.url, hook, context)
+            opened = Field.open(options.folder / f"matrix-{kind}.outbox.db", store.url, hook)
             fields[kind] = await stack.enter_async_context(opened)
         for place, moment in enumerate(MOMENTS):
             kinds = list(fields) if not options.short else [list(fields)[place % len(fields)]]
@@ -63,7 +55,7 @@ async def _at_each_moment(options: Options, context: Context) -> AsyncIterator[R
                 if store.missing:
                     continue
                 outbox = options.folder / f"double-{kind}.outbox.db"
-                async with Field.open(outbox, store.url, hook, context, without=True) as field:
+                async with Field.open(outbox, store.url, hook, without=True) as field:
                     await drop_event_id_index(store.url)
                     what = f"applied without a look, killed at {COMMITTED}"
                     yield _told(what, kind, [await field.die(committed, 1)], least=1, control=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from letopis import History
-from tests.campaigns.victims import Context, kill_after
+from tests.campaigns.victims import kill_after
+from tests.proof.crash.moments import context
 from tests.proof.harness import Experiment, Setting, Tally
 from tests.support.sending import FilePlatform, answer, sender_to
 from tests.support.sqlite_rows import rows
@@ -21,21 +21,14 @@ UNSENT: Final = "unsent"
 DRAIN_SECONDS: Final = 120.0
 
 
-def table(context: Context) -> Iterator[Experiment]:
-    what = "killed between append, sending and confirmation"
-    run = partial(kill, context=context)
-    yield Experiment(f"{what}: every reply is sent, in order", run, "kills", KILLS, on=())
-    yield Experiment(f"{what}, without a sender", run, "kills", on=(), control=True)
-
-
-async def kill(setting: Setting, *, context: Context) -> Tally:
+async def kill(setting: Setting) -> Tally:
     """Kill a bot at random moments, end in peace, and compare what it appended with what the platform accepted."""
     chance, tally, again = random.Random(setting.seed), Tally(), not setting.control
     outbox, path = setting.folder / "bot.outbox.db", setting.folder / "platform"
     platform = FilePlatform(path)
     for seed in range(setting.many(KILLS if again else 5, 20 if again else 5)):
         how: dict[str, Any] = {"reports": chance.randrange(1, 24), "seconds": chance.uniform(0, 0.005)}
-        killing = partial(kill_after, context, answer, str(outbox), str(path), seed=seed, again=again, **how)
+        killing = partial(kill_after, context(), answer, str(outbox), str(path), seed=seed, again=again, **how)
         await asyncio.to_thread(killing)
         tally.count += 1
         accepted = set(platform.accepted)
@@ -82,3 +75,10 @@ def _compare(tally: Tally, accepted: list[str], appended: dict[str, list[str]]) 
         f"{unsent} of them with a reply that was not sent; {len(keys)} replies, {sum(doubles.values())} sent"
         f" twice in {windows.total()} windows"
     )
+
+
+WHAT: Final = "killed between append, sending and confirmation"
+TABLE: Final = (
+    Experiment(f"{WHAT}: every reply is sent, in order", kill, "kills", KILLS, on=()),
+    Experiment(f"{WHAT}, without a sender", kill, "kills", on=(), control=True),
+)

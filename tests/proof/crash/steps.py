@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -18,8 +18,7 @@ from letopis.outbox.event_log import erasures
 from letopis.store.maintenance import task_steps
 from letopis.store.model.events import utc_now
 from letopis.store.write import redaction, row_writer
-from tests.campaigns.victims import Context
-from tests.proof.crash.moments import AFTER, BEFORE, Moment, Side, Who, plant
+from tests.proof.crash.moments import AFTER, BEFORE, Moment, Side, Who, context, plant
 from tests.proof.harness import Experiment, Setting, Tally, World, migrated
 from tests.proof.stores import KINDS
 from tests.support.child import start
@@ -77,21 +76,8 @@ TRIM_STEPS: Final = (
 )
 
 
-def table(context: Context) -> Iterator[Experiment]:
-    erasing = len((*FIRST_STEPS, *SECOND_STEPS))
-    for kind, short in (("owner", KINDS), ("person", KINDS[:1])):
-        what = f"an erasure of {kind} killed in each step, carried out by an outbox that was away"
-        yield Experiment(what, partial(erase, context=context, kind=kind), "kills", 2 * erasing, short=short)
-    run = partial(erase, context=context, kind="owner")
-    yield Experiment(f"{COUNTED_TOO_SOON}, killed", run, "kills", on=("sqlite",), defect=COUNTED_TOO_SOON)
-    what = "retention of content killed in each step"
-    yield Experiment(what, partial(trim, context=context), "kills", len(TRIM_STEPS))
-    run = partial(trim, context=context)
-    yield Experiment(f"{PLACES_TOO_SOON}, killed", run, "kills", on=("sqlite",), defect=PLACES_TOO_SOON)
-
-
-async def _die(context: Context, target: Callable[..., None], *given: str) -> int | None:
-    process = start(context, target, *given)
+async def _die(target: Callable[..., None], *given: str) -> int | None:
+    process = start(context(), target, *given)
     await asyncio.to_thread(process.join, TIMEOUT_SECONDS)
     process.kill()
     process.join()
@@ -107,7 +93,7 @@ async def _count(tally: Tally, where: str, death: Awaitable[int | None]) -> None
 # --- an erasure -----------------------------------------------------------------------------------------------------
 
 
-async def erase(setting: Setting, *, context: Context, kind: str) -> Tally:
+async def erase(setting: Setting, *, kind: str) -> Tally:
     """Kill whoever erases at each step, let both outboxes deliver, and search every file and table for the words."""
     await migrated(setting.url)
     one = setting.world()
@@ -115,7 +101,7 @@ async def erase(setting: Setting, *, context: Context, kind: str) -> Tally:
     steps = SECOND_STEPS[:1] if setting.defect else (*FIRST_STEPS, *SECOND_STEPS)
     for number, (how, step) in enumerate(product(("reset", "delete"), steps)):
         if number % 2 == 0 or not setting.options.short:
-            dying = partial(_die, context, erasing, str(one.folder), one.url, kind)
+            dying = partial(_die, erasing, str(one.folder), one.url, kind)
             await _erase_once(tally, one, two, dying, kind, how, step.name, number, setting.defect)
     return await one.judge(two.outbox)
 
@@ -189,7 +175,7 @@ def erasing(folder: str, store: str, kind: str, subject: str, how: str, step: st
 # --- retention ------------------------------------------------------------------------------------------------------
 
 
-async def trim(setting: Setting, *, context: Context) -> Tally:
+async def trim(setting: Setting) -> Tally:
     """Kill one relay after the other, each a step further; then what is old is gone, and what is young as it was."""
     await migrated(setting.url)
     world, names = setting.world(), ("a", "b")
@@ -205,7 +191,7 @@ async def trim(setting: Setting, *, context: Context) -> Tally:
                     world.keep(await history.append(name, Message.user(f"{text} {number}")))
             await Relay(history.outbox, store, now=now).drain()
             before = {name: (await store.messages(name)).items[12:] for name in names}
-    dying = partial(_die, context, trimming, str(world.outbox), world.url)
+    dying = partial(_die, trimming, str(world.outbox), world.url)
     for step in TRIM_STEPS if not setting.defect else TRIM_STEPS[:1]:
         await _count(tally, step.name, dying(step.name, setting.defect))
     for _ in range(RELAYS):
@@ -247,3 +233,15 @@ def trimming(outbox: str, store: str, step: str, defect: str) -> None:
 
 def _ago(days: int) -> Any:
     return utc_now() - timedelta(days=days)
+
+
+ERASED: Final = "an erasure of {} killed in each step, carried out by an outbox that was away"
+ERASING: Final = 2 * len((*FIRST_STEPS, *SECOND_STEPS))
+ON_A_FILE: Final = partial(Experiment, unit="kills", on=("sqlite",))
+TABLE: Final = (
+    Experiment(ERASED.format("owner"), partial(erase, kind="owner"), "kills", ERASING),
+    Experiment(ERASED.format("person"), partial(erase, kind="person"), "kills", ERASING, short=KINDS[:1]),
+    ON_A_FILE(f"{COUNTED_TOO_SOON}, killed", partial(erase, kind="owner"), defect=COUNTED_TOO_SOON),
+    Experiment("retention of content killed in each step", trim, "kills", len(TRIM_STEPS)),
+    ON_A_FILE(f"{PLACES_TOO_SOON}, killed", trim, defect=PLACES_TOO_SOON),
+)
