@@ -15,11 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, Final
 
 from letopis import ConversationStore, Message, OutboxFile
@@ -45,59 +43,51 @@ HURT: Final = "ALTER TABLE letopis_events ADD CONSTRAINT never CHECK (version <=
 MEND: Final = "ALTER TABLE letopis_events DROP CONSTRAINT never"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    kind: str
-    code: str = ""
-    others: int = 3
-
-
-def scenes(kind: str, *, short: bool) -> list[Scene]:
-    if short:
-        return [Scene(kind=kind, code=CODES[kind][0]), Scene(kind=kind)]
-    failing = [Scene(kind=kind, code=code, others=(1, 3, 8)[place % 3]) for place, code in enumerate(CODES[kind])]
-    return [*failing, *(Scene(kind=kind, others=others) for others in (1, 3, 8))]
-
-
 async def on_a_server(setting: Setting) -> Tally:
-    """Make all scenes happen, each in a database of its own, some at a time."""
-    gate, tally = asyncio.Semaphore(SCENES_AT_A_TIME), Tally()
+    """Have one event fail with each code, and all be refused, beside others; each in a store of its own, some at a
+    time."""
+    gate, tally, codes = asyncio.Semaphore(SCENES_AT_A_TIME), Tally(), CODES[setting.kind]
+    scenes = [*zip(codes, cycle((1, 3, 8)), strict=False), ("", 1), ("", 3), ("", 8)]
 
-    async def play(number: int, scene: Scene) -> float:
+    async def play(number: int, code: str, others: int) -> float:
         async with gate:
             with setting.apart(f"{number}") as here:
-                longest, problems = await judged(scene, here.folder / "bot.outbox.db", here.url)
+                longest, problems = await judged(here, code, others)
         tally.count += 1
-        tally.blame(problems, where=f"{scene}")
+        tally.blame(problems, where=f"{code or 'all'} refused, beside {others}")
         return longest
 
-    chosen = scenes(setting.kind, short=setting.options.short)
-    waits = await asyncio.gather(*(play(number, scene) for number, scene in enumerate(chosen)))
+    chosen = [(codes[0], 3), ("", 3)] if setting.options.short else scenes
+    waits = await asyncio.gather(*(play(number, *scene) for number, scene in enumerate(chosen)))
     tally.notes = f"the longest that a sound conversation waited: {max(waits):.1f} s"
     return tally
 
 
-async def judged(scene: Scene, path: Path, url: str) -> tuple[float, list[str]]:
+async def judged(here: Setting, code: str, others: int) -> tuple[float, list[str]]:
     """Make it happen; return the longest wait of a sound conversation, and what was wrong."""
-    outbox = await OutboxFile.open(path)
+    outbox = await OutboxFile.open(here.world().outbox)
     try:
         async with (
-            ConversationStore.open(url, migrate=True) as store,
-            running(Relay(outbox, store, random=random.Random(scene.others))) as relay,
+            ConversationStore.open(here.url, migrate=True) as store,
+            running(Relay(outbox, store, random=random.Random(others))) as relay,
         ):
-            play = _one_event if scene.code else _refuse_everybody
-            longest, problems = await play(scene, outbox, relay, url)
-        return longest, [*problems, *(await check([outbox.path], url)).problems]
+            if code:
+                # An event with the word fails.
+                text = f"new.data{'::text' * (here.kind == 'postgresql')}"
+                await run_there(here.url, *refuse(here.kind, f"{text} LIKE '%%doomed%%'", code))
+                longest, problems = await _one_event(outbox, others)
+            else:
+                longest, problems = await _refuse_everybody(outbox, others, relay, here.url)
+        return longest, [*problems, *(await check([outbox.path], here.url)).problems]
     finally:
         await outbox.close()
 
 
-async def _one_event(scene: Scene, outbox: OutboxFile, relay: Relay, url: str) -> tuple[float, list[str]]:
-    await run_there(url, *raising(scene.kind, scene.code))
+async def _one_event(outbox: OutboxFile, others: int) -> tuple[float, list[str]]:
     await outbox.append(prepare("bad", [Message.user("well"), Message.user("doomed"), Message.user("behind it")]))
     longest, began = 0.0, time.monotonic()
     while time.monotonic() - began < 2 * LIMIT:
-        longest = max(longest, await _turn(scene, outbox))
+        longest = max(longest, await _turn(outbox, others))
         if longest >= LIMIT or (await lane(outbox, "bad")).state == "blocked":
             break
     stuck = await lane(outbox, "bad")
@@ -107,10 +97,10 @@ async def _one_event(scene: Scene, outbox: OutboxFile, relay: Relay, url: str) -
     return longest, problems
 
 
-async def _refuse_everybody(scene: Scene, outbox: OutboxFile, relay: Relay, url: str) -> tuple[float, list[str]]:
-    await _turn(scene, outbox)
+async def _refuse_everybody(outbox: OutboxFile, others: int, relay: Relay, url: str) -> tuple[float, list[str]]:
+    await _turn(outbox, others)
     await run_there(url, HURT)
-    for number in range(scene.others):
+    for number in range(others):
         await say(outbox, f"c{number}")
     await asyncio.sleep(9)  # by then each would have been blocked
     problems = [] if relay.breaker.reason and "poison" in relay.breaker.reason else ["the breaker does not say so"]
@@ -125,24 +115,19 @@ async def _refuse_everybody(scene: Scene, outbox: OutboxFile, relay: Relay, url:
     return took, problems
 
 
-async def _turn(scene: Scene, outbox: OutboxFile) -> float:
+async def _turn(outbox: OutboxFile, others: int) -> float:
     """Have each sound conversation say something; return how long it took until all of it was delivered."""
     began = time.monotonic()
-    for number in range(scene.others):
+    for number in range(others):
         await say(outbox, f"c{number}")
 
     async def delivered() -> bool:
-        return all([(await lane(outbox, f"c{number}")).pending == 0 for number in range(scene.others)])
+        return all([(await lane(outbox, f"c{number}")).pending == 0 for number in range(others)])
 
     await comes_true(delivered, patience=LIMIT)
     took = time.monotonic() - began
     await asyncio.sleep(0.3)
     return took
-
-
-def raising(kind: str, code: str) -> tuple[str, ...]:
-    """Return statements after which an event with the word ``doomed`` fails with a code."""
-    return refuse(kind, f"new.data{'::text' * (kind == 'postgresql')} LIKE '%%doomed%%'", code)
 
 
 REFUSES_EVERYBODY: Final = "a relay that never holds the store to blame for a refusal"

@@ -167,7 +167,6 @@ class Company:
         self.longest = 0.0
         """Seconds of the longest outage of this scene, as a bot had it."""
         self._codes: Sequence[str] = ()
-        self._before = 0
         for bot in bots:
             bot.shared, bot.talking = "all", False
 
@@ -184,14 +183,11 @@ class Company:
             finally:
                 await end_all(watching)
 
-    def _seen(self) -> int:
-        seen = [one for bot in self.bots for one in bot.store.seen.items()]
-        return sum(count for name, count in seen if name.split()[-1] in self._codes)
-
     @property
     def met(self) -> int:
         """How many refusals that the scene is about the bots' stores have met in it."""
-        return self._seen() - self._before
+        seen = [one for bot in self.bots for one in bot.store.seen.items()]
+        return sum(count for name, count in seen if name.split()[-1] in self._codes)
 
     def speak_up(self, length: int) -> None:
         for bot in self.bots:
@@ -240,8 +236,8 @@ class Company:
         await self.well()
         self.longest, alarmed = 0.0, self._alarms()
         self._codes = self.ward.codes.get(scene.about, ())
-        self._before = self._seen()
         for bot in self.bots:
+            bot.store.seen.clear()
             bot.talking = True
         await asyncio.sleep(0.2)
         played = await scene.play(self, rounds)
