@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -35,7 +35,6 @@ RELAYS: Final = 10
 """Relays that come after the last kill, at most: a server may hold the locks of a killed client for a moment."""
 
 Counts = Callable[[tuple[Any, ...], Any], bool]
-Dying = Callable[..., Awaitable[int | None]]
 
 
 def _step(name: str, function: str, side: Side = AFTER, number: int = 1, counts: Counts = lambda *_: True) -> Moment:
@@ -76,7 +75,7 @@ TRIM_STEPS: Final = (
 )
 
 
-async def _die(target: Callable[..., None], *given: str) -> int | None:
+async def _ended(target: Callable[..., None], *given: str) -> int | None:
     process = start(context(), target, *given)
     await asyncio.to_thread(process.join, TIMEOUT_SECONDS)
     process.kill()
@@ -84,8 +83,8 @@ async def _die(target: Callable[..., None], *given: str) -> int | None:
     return process.exitcode
 
 
-async def _count(tally: Tally, where: str, death: Awaitable[int | None]) -> None:
-    code = await death
+async def _die(tally: Tally, where: str, target: Callable[..., None], *given: str) -> None:
+    code = await _ended(target, *given)
     tally.count += code == -9
     tally.require(code == -9, f"{where}: did not die there, but ended with {code}")
 
@@ -97,19 +96,16 @@ async def erase(setting: Setting, *, kind: str) -> Tally:
     """Kill whoever erases at each step, let both outboxes deliver, and search every file and table for the words."""
     await migrated(setting.url)
     one = setting.world()
-    two, tally = replace(one, name=SECOND), one.tally
+    two = replace(one, name=SECOND)
     steps = SECOND_STEPS[:1] if setting.defect else (*FIRST_STEPS, *SECOND_STEPS)
     for number, (how, step) in enumerate(product(("reset", "delete"), steps)):
         if number % 2 == 0 or not setting.options.short:
-            dying = partial(_die, erasing, str(one.folder), one.url, kind)
-            await _erase_once(tally, one, two, dying, kind, how, step.name, number, setting.defect)
+            await _erase_once(one, two, kind, how, step.name, number, setting.defect)
     return await one.judge(two.outbox)
 
 
-async def _erase_once(
-    tally: Tally, one: World, two: World, dying: Dying, kind: str, how: str, step: str, number: int, defect: str
-) -> None:
-    subject, words, where = f"{kind}-{number}", f"{WORDS}-{number:03}", f"{step}, {how}"
+async def _erase_once(one: World, two: World, kind: str, how: str, step: str, number: int, defect: str) -> None:
+    tally, subject, words, where = one.tally, f"{kind}-{number}", f"{WORDS}-{number:03}", f"{step}, {how}"
     shared, new, group, third = (f"{name}-{number}" for name in ("shared", "new", "group", "third"))
     author = subject if kind == "person" else None
 
@@ -128,7 +124,7 @@ async def _erase_once(
     if kind == "person":
         await say(one, group, words, deliver=True)
         await say(two, group, words, words)
-    await _count(tally, where, dying(subject, how, step, defect))
+    await _die(tally, where, erasing, str(one.folder), one.url, kind, subject, how, step, defect)
     if settled := step == "halfway" and how == "reset":  # how far it reaches is settled, so this is new
         await say(two, third, "said since")
     # After these the command has not appended all that it has to.
@@ -191,11 +187,11 @@ async def trim(setting: Setting) -> Tally:
                     world.keep(await history.append(name, Message.user(f"{text} {number}")))
             await Relay(history.outbox, store, now=now).drain()
             before = {name: (await store.messages(name)).items[12:] for name in names}
-    dying = partial(_die, trimming, str(world.outbox), world.url)
+    bot = (str(world.outbox), world.url)
     for step in TRIM_STEPS if not setting.defect else TRIM_STEPS[:1]:
-        await _count(tally, step.name, dying(step.name, setting.defect))
+        await _die(tally, step.name, trimming, *bot, step.name, setting.defect)
     for _ in range(RELAYS):
-        code = await dying("", "")
+        code = await _ended(trimming, *bot, "", "")
         tally.require(code == 0, f"a relay after the kills ended with {code}")
         async with ConversationStore.open(world.url) as store:
             if not (await store.pending_tasks()).tasks:

@@ -75,13 +75,6 @@ def take(setting: Setting, way: Way) -> Tally:
         moment = time.monotonic()
         bot.send_signal(signal.SIGCONT)
         time.sleep(AFTER)
-    tally = compared(world, way, moment=moment)
-    tally.count = 1 if setting.control else tally.refused
-    return tally
-
-
-def compared(world: World, way: Way, *, moment: float) -> Tally:
-    """Compare what a bot wrote down with when something was taken from it, and with what is there."""
     tally, noticed = world.tally, 0.0
     whole, _, _ = (world.folder / "acks").read_bytes().rpartition(b"\n")
     for line in whole.splitlines():
@@ -100,6 +93,7 @@ def compared(world: World, way: Way, *, moment: float) -> Tally:
         if not way.suffix:
             (world.folder / "kept").replace(world.outbox)
         asyncio.run(world.judge(drained=False))
+    tally.count = 1 if setting.control else tally.refused
     return tally
 
 
