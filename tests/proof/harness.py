@@ -255,7 +255,9 @@ class Experiment:
             setting = Setting(options, kind, store.url, place, control, self.defect)
             try:
                 with planted(self.defect):
-                    tally = in_loop(self.run(setting))
+                    tally = self.run(setting)
+                    if not isinstance(tally, Tally):
+                        tally = asyncio.run(tally)
             except NotHere as reason:
                 return Row(what=self.what, where=where, control=control, missing=str(reason))
         least = self.least if isinstance(self.least, int) else self.least[kind]
@@ -265,11 +267,6 @@ class Experiment:
         if kind not in (self.on or ("",)):
             return False
         return not short or (self.short if isinstance(self.short, bool) else kind in self.short)
-
-
-def in_loop(value: Tally | Coroutine[Any, Any, Tally]) -> Tally:
-    """Return a result, of a coroutine by running it in a loop of its own."""
-    return value if isinstance(value, Tally) else asyncio.run(value)
 
 
 Job = tuple[Experiment, str, str]  # and the kind of store, and the name of its folder

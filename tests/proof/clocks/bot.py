@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +72,15 @@ async def _obey(history: History, what: str, number: str = "0", name: str = "") 
 LIBRARIES: Final = ("libfaketimeMT.so.1", "libfaketime.so.1")
 HOUR: Final = 3600.0
 SUMMER: Final = datetime(2026, 3, 29, 1, tzinfo=UTC).timestamp()  # when the clocks of Berlin are put forward
-JUMPS: Final = ("an hour back", "a day forward", "frozen", "suspended for 10 s", "summer time begins")
+_JUMPS: Final[Mapping[str, Callable[[int], str]]] = {
+    "an hour back": lambda turn: f"{-HOUR * turn:+.0f}",
+    "a day forward": lambda turn: f"{24 * HOUR * turn:+.0f}",
+    "frozen": lambda _: time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+    "suspended for 10 s": lambda _: "+0",
+    "summer time begins": lambda _: f"{SUMMER - time.time() - 0.5:+.1f}",
+}
+"""What the clock is set to, the n-th time."""
+JUMPS: Final = tuple(_JUMPS)
 
 
 def library() -> Path | None:
@@ -112,15 +120,7 @@ class WallClock:
 
     def jump(self) -> None:
         self._turns += 1
-        match self._jump:
-            case "an hour back":
-                self._set(f"{-HOUR * self._turns:+.0f}")
-            case "a day forward":
-                self._set(f"{24 * HOUR * self._turns:+.0f}")
-            case "frozen":
-                self._set(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
-            case "summer time begins":
-                self._set(f"{SUMMER - time.time() - 0.5:+.1f}")
+        self._set(_JUMPS[self._jump](self._turns))
 
     def _set(self, words: str) -> None:
         part = self._file.with_suffix(".part")
