@@ -234,7 +234,7 @@ def _seeds(setting: Setting) -> Sequence[int]:
 
 def _outage_like(kind: str, others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
     """Return a case for each seed and number of others; the codes of the table take turns, so that each has some."""
-    faults, turns = outage_like(kind), ({"alone": LATE}, ASLEEP, {})
+    faults, turns = outage_like(kind), ({"alone": LATE}, ASLEEP, dict[str, Any]())
     return [
         Case(seed=seed, others=n, fault=faults[place % len(faults)], **turns[place % 3])
         for place, (seed, n) in enumerate(product(seeds, others))

@@ -89,9 +89,6 @@ async def _die(tally: Tally, where: str, target: Callable[..., None], *given: st
     tally.require(code == -9, f"{where}: did not die there, but ended with {code}")
 
 
-# --- an erasure -----------------------------------------------------------------------------------------------------
-
-
 async def erase(setting: Setting, *, kind: str) -> Tally:
     """Kill whoever erases at each step, let both outboxes deliver, and search every file and table for the words."""
     await migrated(setting.url)
@@ -166,9 +163,6 @@ def erasing(folder: str, store: str, kind: str, subject: str, how: str, step: st
             plant(moment, 1)
     with planted(defect):
         asyncio.run(live())
-
-
-# --- retention ------------------------------------------------------------------------------------------------------
 
 
 async def trim(setting: Setting) -> Tally:

@@ -178,9 +178,6 @@ def _open_and_close(path: Path, by: str) -> None:
         connection.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
 
 
-# --- the history store ----------------------------------------------------------------------------------------------
-
-
 async def take_store(setting: Setting) -> Tally:
     """Remove the history under a bot, or replace it by an older copy: what is reported as saved is in the file."""
     world, folder, ways = World(setting.folder), setting.folder, (_remove, _put_back, _remove, _put_back)

@@ -140,9 +140,6 @@ def _told(tally: Tally) -> str:
     return f"{tally.acknowledged:,} events acknowledged; {opened} opened and drained by the library"
 
 
-# --- what a bot was promised ----------------------------------------------------------------------------------------
-
-
 def broken(folder: Path, promises: KeptPromises) -> list[str]:
     """Look into the files that were left, after SQLite has recovered them, and return which promises are broken."""
     problems: list[str] = []

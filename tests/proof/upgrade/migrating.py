@@ -187,9 +187,6 @@ def race_in(url: str, pipes: list[Connection]) -> list[str]:
     return [pipe.recv() if pipe.poll(60) else "no end within a minute" for pipe in pipes]
 
 
-# --- what is done to the stores, and to an outbox alone -------------------------------------------------------------
-
-
 def _context() -> Context:
     return fork_server("tests.proof.upgrade.migrating", "alembic.command")
 
