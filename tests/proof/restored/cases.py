@@ -132,11 +132,11 @@ async def cut_out(world: World) -> None:
 
     async def told() -> bool:
         await asyncio.sleep(0.05)  # a look costs more than a wait
-        status = await world.status()
+        status = await world.history.status()
         return not status.healthy and any(one.kind is IncidentKind.HISTORY_INCOMPLETE for one in status.incidents)
 
     async def well() -> bool:
-        return (await world.status()).healthy
+        return (await world.history.status()).healthy
 
     gone = f"events {first} to {last} of {head} are gone from the log, and nobody is told"
     await world.wait(told, gone, patience=world.patience / 3)

@@ -20,17 +20,15 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
-from letopis import ConversationStore, History, Message, OutboxFile, Receipt, Retention, RetryPolicy, Status
+from letopis import ConversationStore, History, Message, OutboxFile, Receipt, Retention, RetryPolicy
 from letopis.outbox import Relay
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.retention import Pruner
-from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.circuit_breaker import Breaker
 from tests.campaigns.invariants import check, read_outbox, read_store
-from tests.campaigns.states import Ack
 from tests.proof import harness
 from tests.proof.harness import Setting, migrated
 from tests.proof.stores import fresh
@@ -81,7 +79,7 @@ class World(harness.World):
     async def say_in(self, name: str, events: int) -> None:
         said = [Message.user(f"{name} says {number}") for number in range(events)]
         self.receipts.append(await self.history.append(name, *said))
-        self.acks += [Ack(name, one) for one in self.receipts[-1].event_ids]
+        self.keep(self.receipts[-1])
 
     @asynccontextmanager
     async def talking(self, pace: float = 0.02) -> AsyncIterator[None]:
@@ -125,11 +123,6 @@ class World(harness.World):
         while await outbox.write(prune):
             pass
 
-    async def status(self) -> Status:
-        """Return what ``letopis status`` shows."""
-        outbox = self.history.outbox
-        return await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
-
     async def whole(self, url: str = "") -> None:
         """Wait until a store holds everything, once and in order."""
 
@@ -144,7 +137,7 @@ class World(harness.World):
         async def wrong() -> Sequence[str]:
             outbox = await asyncio.to_thread(read_outbox, self.outbox)
             stored = Counter(one.conversation_id for one in (await read_store(self.url)).events)
-            status = await self.status()
+            status = await self.history.status()
             lacking = {name for name, lane in outbox.lanes.items() if stored[name] < lane.delivered}
             blocked = {name for name, lane in outbox.lanes.items() if lane.state == "blocked"}
             problems = [f"{name!r} lacks events, and nobody is told" for name in sorted(lacking - blocked)]

@@ -90,7 +90,7 @@ async def exchanged(world: World) -> None:
         await world.say(3)
 
         async def told() -> bool:
-            status = await world.status()
+            status = await world.history.status()
             return status.wrong_store and not status.healthy and status.pending > 0
 
         # The relay writes down what it met a moment later.
