@@ -9,7 +9,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,17 +27,8 @@ RESTARTED: Final = 5
 """One in this many runs with one fault is opened again afterwards: each already continued in its own process."""
 _ORDER: Final = re.compile(r'pwrite64\(\d+, "order (\d+)"')
 _THREAD: Final = re.compile(r'pwrite64\(\d+, "thread (\d+)"')
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """Which call fails: the K-th of one thread of the script, by its number; or of each of them."""
-
-    k: int
-    thread: int | None = None
-
-    def __str__(self) -> str:
-        return f"number {self.k}" + ("" if self.thread is None else f" of thread {self.thread}")
+Fault = tuple[int, int | None]
+"""Which call fails: the K-th of one thread of the script, by its number; or of each of them."""
 
 
 class Victim(LineProcess):
@@ -60,7 +50,8 @@ class Victim(LineProcess):
         number = next(self._numbers)
         place = self._folder / str(number)
         shutil.copytree(self._template, place)
-        asked = {"number": number, "folder": str(place), "k": fault.k, "thread": fault.thread}
+        k, thread = fault
+        asked = {"number": number, "folder": str(place), "k": k, "thread": thread}
         self.tell(json.dumps(asked | self._shared))
         return place
 
@@ -73,7 +64,7 @@ class Victim(LineProcess):
 
     def calls(self) -> Counter[int]:
         """Return how many calls each thread of the script makes when nothing fails."""
-        place = self.order(Fault(k=0))
+        place = self.order((0, None))
         told = self.outcome()
         shutil.rmtree(place)
         if told["refused"] or told["problems"]:
@@ -129,7 +120,9 @@ def fail_each(
             tally.figures.update(told["refused"])
             left = asyncio.run(_look(places[number], once=once, restart=not once or number % RESTARTED == 0))
             tally.acknowledged += left.acknowledged
-            tally.blame([*told["problems"], *left.problems][:2], where=f"{call} {fault}, {error}")
+            tally.blame(
+                [*told["problems"], *left.problems][:2], where=f"{call} {fault[0]} of thread {fault[1]}, {error}"
+            )
             shutil.rmtree(places[number])
         fired = victim.fired()
     tally.count = sum(fired.values())

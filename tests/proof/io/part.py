@@ -23,7 +23,7 @@ ERRORS: Final = ("EIO", "ENOSPC")
 
 def once(setting: Setting, call: str, error: str) -> Tally:
     def choose(calls: Counter[int]) -> Sequence[Fault]:
-        each = [Fault(thread=thread, k=k) for thread, count in sorted(calls.items()) for k in range(1, count + 1)]
+        each: list[Fault] = [(k, thread) for thread, count in sorted(calls.items()) for k in range(1, count + 1)]
         most = setting.many(MOST, 5)
         return each if len(each) <= most else sorted(random.Random(setting.seed).sample(each, most), key=str)
 
@@ -33,7 +33,8 @@ def once(setting: Setting, call: str, error: str) -> Tally:
 def from_then_on(setting: Setting, call: str, error: str) -> Tally:
     def choose(calls: Counter[int]) -> Sequence[Fault]:
         # Of the thread that appends, which is the first that is started.
-        return [Fault(k=max(1, calls[1] * share // 9)) for share in ((4,) if setting.options.short else range(1, 9))]
+        shares = (4,) if setting.options.short else range(1, 9)
+        return [(max(1, calls[1] * share // 9), None) for share in shares]
 
     return fail_each(setting, call, error, choose, once=False)
 
