@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from random import Random
@@ -68,45 +68,52 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Check nothing."""
 
 
-def table() -> Iterator[Experiment]:
-    """Yield every kind of case, 101 in all, and without what notices it; the short form has most on one store each."""
-    had: Counter[str] = Counter()
+QUIET: Final = "restored in quiet"
+DELETED: Final = "events deleted from the log: told, and ended by a backup"
+SWALLOWED: Final = "rows swallowed by a trigger"
+UNBOUND: Final = "a relay told of wrong stores before the first delivery"
+MOVE: Final = "a move to {} killed midway, again and again, while the bot talks"
+CASES: Final = (
+    # What it is; the kinds of store, and the cases on each; whether the short form has it; how its world is opened.
+    (QUIET, cases.in_quiet, KINDS, 3, True, served),
+    ("restored while the bot talks", cases.under_load, KINDS, 3, True, served),
+    ("restored again, to an older backup, while it heals", cases.twice, KINDS, 3, False, served),
+    ("restored beyond the tail: told, then mended by a newer backup", cases.pruned, KINDS, 3, True, served),
+    (DELETED, cases.cut_out, KINDS, 3, True, served),
+    (SWALLOWED, cases.swallowed, KINDS[:2], 3, True, served),
+    ("a relay told of wrong stores after the first delivery", wrong.after_the_first_delivery, KINDS, 2, True, world),
+    (UNBOUND, wrong.before_the_first_delivery, KINDS, 2, False, world),
+    ("two relays told of two stores while the bot talks", wrong.two_relays, KINDS, 2, False, world),
+    ("a staging copy beside the store", wrong.a_staging_copy, KINDS, 2, False, world),
+    ("another store at the same address for a while", wrong.exchanged, KINDS, 2, True, served),
+    (MOVE.format("postgresql"), partial(cases.killed_midway, to="postgresql"), KINDS[::2], 4, True, world),
+    (MOVE.format("mariadb"), partial(cases.killed_midway, to="mariadb"), KINDS[:2], 4, False, world),
+    (MOVE.format("sqlite"), partial(cases.killed_midway, to="sqlite"), KINDS[:1], 4, False, world),
+)
+"""Every kind of case: 101 in all."""
+COUNT: Final = "letopis.store.maintenance.continuity.Continuity.count"
+CHECK: Final = "letopis.store.database.dialects.check_row_count"
+BLIND: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    QUIET: ("heads compared at the start alone", {"without": _no_comparison}),
+    DELETED: ("the log not counted", {"without": partial(patch, COUNT, _all_is_there)}),
+    SWALLOWED: ("rows not counted", {"without": partial(patch, CHECK, _nothing)}),
+    UNBOUND: ("no store compared with the one that the outbox is bound to", {"defect": "binding"}),
+    MOVE.format("sqlite"): ("the old store not closed before the last copy", {"defect": "closing"}),
+}
+"""The controls: what takes away that by which a case is noticed, in words, and how."""
 
-    def of(
-        what: str, case: Any, *, many: int = 3, opened: Any = served, on: Any = KINDS, short: bool = True, **blind: Any
-    ) -> Iterator[Experiment]:
-        kind = min(on, key=had.__getitem__)  # the one that has had the fewest
+
+def table() -> Iterator[Experiment]:
+    """Yield the cases, of a short proof each on the kind of store that has had the fewest; and the controls."""
+    had: Counter[str] = Counter()
+    for what, case, on, many, short, opened in CASES:
+        kind = min(on, key=had.__getitem__)
         had[kind] += short
         run = partial(done, case=case, many=many, opened=opened)
         yield Experiment(what, run, "cases", many, on=on, short=(kind,) if short else ())
-        if blind:
-            what = f"{what}, {blind.pop('control')}"
-            yield Experiment(what, partial(run, **blind), "cases", on=("sqlite",), control=True)
-
-    told: dict[str, Any] = {"many": 2, "opened": world}
-    blind: dict[str, Any] = {"control": "heads compared at the start alone", "without": _no_comparison}
-    yield from of("restored in quiet", cases.in_quiet, **blind)
-    yield from of("restored while the bot talks", cases.under_load)
-    yield from of("restored again, to an older backup, while it heals", cases.twice, short=False)
-    yield from of("restored beyond the tail: told, then mended by a newer backup", cases.pruned)
-    uncounted = partial(patch, "letopis.store.maintenance.continuity.Continuity.count", _all_is_there)
-    blind = {"control": "the log not counted", "without": uncounted}
-    yield from of("events deleted from the log: told, and ended by a backup", cases.cut_out, **blind)
-    unchecked = partial(patch, "letopis.store.database.dialects.check_row_count", _nothing)
-    blind = {"control": "rows not counted", "without": unchecked}
-    yield from of("rows swallowed by a trigger", cases.swallowed, on=KINDS[:2], **blind)
-    what = "a relay told of wrong stores {} the first delivery"
-    yield from of(what.format("after"), wrong.after_the_first_delivery, **told)
-    blind = {"control": "no store compared with the one that the outbox is bound to", "defect": "binding"}
-    yield from of(what.format("before"), wrong.before_the_first_delivery, short=False, **told, **blind)
-    yield from of("two relays told of two stores while the bot talks", wrong.two_relays, short=False, **told)
-    yield from of("a staging copy beside the store", wrong.a_staging_copy, short=False, **told)
-    yield from of("another store at the same address for a while", wrong.exchanged, many=2)
-    for to, sources in (("postgresql", ("sqlite", "mariadb")), ("mariadb", KINDS[:2]), ("sqlite", ("sqlite",))):
-        what, case = f"a move to {to} killed midway, again and again, while the bot talks", cases.killed_midway
-        blind = {"control": "the old store not closed before the last copy", "defect": "closing"}
-        how: dict[str, Any] = {"many": 4, "opened": world, **(blind if to == "sqlite" else {})}
-        yield from of(what, partial(case, to=to), on=sources, short=to == "postgresql", **how)
+        if what in BLIND:
+            words, how = BLIND[what]
+            yield Experiment(f"{what}, {words}", partial(run, **how), "cases", on=("sqlite",), control=True)
 
 
 TABLE: Final = tuple(table())
