@@ -222,14 +222,6 @@ def test_whoever_heard_of_it_hears_the_end_and_then_nothing(connection: sa.Conne
     assert operators(connection) == []
 
 
-def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(connection: sa.Connection) -> None:
-    case = fire(connection)
-    claim(connection, operators(connection), now=START)
-    end(connection, case)
-    assert operators(connection, now=START + CLAIM_TIMEOUT / 2) == []
-    assert kinds(operators(connection, now=START + CLAIM_TIMEOUT)) == [NotificationKind.RECOVERED]
-
-
 def test_an_outcome_that_comes_after_the_next_claim_changes_nothing(connection: sa.Connection) -> None:
     """A process was stopped while it sent the first alert, and another one died while it sent the reminder."""
     case = fire(connection)
@@ -409,15 +401,6 @@ def test_a_user_who_was_not_reached_in_one_outage_hears_of_the_next(connection: 
     end(connection, first, mark=late)
     second = fire(connection)
     assert [one.incident.incident_id for one in users(connection, late_before=late)] == [second.incident_id]
-
-
-def test_a_process_that_dies_while_it_tells_of_an_end_is_not_repeated(connection: sa.Connection) -> None:
-    incident = fire(connection)
-    tell(connection, operators(connection))
-    end(connection, incident)
-    claim(connection, operators(connection), now=START)
-    assert operators(connection, now=START + CLAIM_TIMEOUT) == []
-    assert operators(connection, now=START + DAY) == []
 
 
 def test_what_is_long_over_is_forgotten(connection: sa.Connection) -> None:

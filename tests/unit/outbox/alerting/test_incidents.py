@@ -52,6 +52,11 @@ HALF = BreakerView(state="half_open", reason="the server does not answer [unavai
 WELL = BreakerView()
 
 
+def lane_view(name: str, *, head: int = 1, delivered: int = 0, blocked: bool = False) -> LaneView:
+    reason = "poison" if blocked else None
+    return LaneView(name, f"owner of {name}", blocked, reason, head, delivered, to_microseconds(START))
+
+
 @dataclass
 class World:
     """An outbox, its relay and its store, watched by one process; the incidents are in `cases`, like in a file."""
@@ -95,9 +100,8 @@ class World:
         fired = {incident for incident, state in self.states if state is FIRING}
         return [1 + case.escalations for key, case in self.cases.items() if case.kind is kind and key in fired]
 
-    def lane(self, name: str, *, head: int = 1, delivered: int = 0, blocked: bool = False) -> None:
-        reason, since = "poison" if blocked else None, to_microseconds(START)
-        self.lanes[name] = LaneView(name, f"owner of {name}", blocked, reason, head, delivered, since)
+    def lane(self, name: str, **changes: Any) -> None:
+        self.lanes[name] = lane_view(name, **changes)
 
     def look(self) -> None:
         self.memory = tick(self.memory, monotonic=self.seconds, rules=self.rules)
@@ -140,50 +144,65 @@ class World:
             self.look()
 
 
-def test_an_outage_shorter_than_the_hold_is_heard_of_by_nobody() -> None:
-    world = World(events=10)
-    world.run(60, progress=True)
-    world.run(20, breaker=AWAY)
-    world.run(300, breaker=WELL, events=0)
-    assert world.turns == [(STORE_DOWN, PENDING), (STORE_DOWN, RESOLVED)]
-    assert world.alerts(STORE_DOWN) == []
-
-
-def test_a_long_outage_is_one_alert_and_one_end() -> None:
-    world = World(events=10)
-    world.look()
-    world.run(30 * 60, breaker=AWAY)
-    assert world.alerts(STORE_DOWN) == [1]
-    world.run(55, progress=True, breaker=WELL, events=0)
-    assert world.stages == [PENDING, FIRING], "it has to be well for a while"
-    world.run(10, progress=True)
-
-    assert world.stages == [PENDING, FIRING, RESOLVED]
-    assert world.alerts(STORE_DOWN) == [1]
+BUSY, DOWN, OWED = {"events": 10}, {"breaker": AWAY}, {"lanes": {"a": lane_view("a")}, "newest": 1}
+REFUSED_LANE = {"a": lane_view("a", blocked=True)}
+DEAD, WORKS = {"beat": False}, {"progress": True}
+JUMPS = (-3_600, 24 * 3_600, 365 * 86_400)
+WELL_AGAIN = {"breaker": WELL, "events": 0, **WORKS}
+BEGINS, FIRES, ENDS = ((STORE_DOWN, state) for state in (PENDING, FIRING, RESOLVED))
+NO_RELAY, RELAY_BACK, STUCK_LANE, LANE_ENDS = (
+    (kind, state) for kind in (SILENT, BLOCKED) for state in (FIRING, RESOLVED)
+)
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds", "beat", "kinds"),
+    ("given", "steps"),
     [
-        pytest.param({"breaker": AWAY}, 600, True, [], id="an outage with nothing pending"),
-        pytest.param({"events": 10, "live": False}, 130, True, [SILENT], id="a relay that lives but delivers nothing"),
-        pytest.param({"events": 10, "rules": Rules(watch_relay=False)}, 600, False, [], id="its own process watches"),
-        pytest.param({"events": 10, "live": False, "breaker": AWAY}, 600, False, [SILENT], id="left open by the dead"),
+        # An outage shorter than the hold, and a long one; the store has to be well for a while.
+        (BUSY, [(60, WORKS, []), (20, DOWN, [BEGINS]), (300, WELL_AGAIN, [ENDS])]),
+        (BUSY, [(1_800, DOWN, [BEGINS, FIRES]), (55, WELL_AGAIN, []), (10, WORKS, [ENDS])]),
+        # With nothing pending it is none; a store that refuses is one at once.
+        (DOWN, [(600, {}, [])]),
+        *(({"breaker": breaker, "events": 1}, [(0, {}, [FIRES])]) for breaker in (REFUSED, REFUSES_ALL)),
+        # A clock that jumps neither fires nor hides.
+        *(
+            (BUSY, [(20, DOWN, [BEGINS]), (5, {"jump": jump}, []), (10, {}, [FIRES])])
+            for jump in (-3_600, 86_400, 31_536_000)
+        ),
+        # A process that was stopped has watched nothing meanwhile; one that starts goes on, and counts anew.
+        (OWED, [(21_600, {"step": 21_600.0}, [])]),
+        (BUSY | DOWN, [(25, {}, [BEGINS]), (30, {"memory": Memory()}, []), (5, {}, [FIRES])]),
+        # A blocked conversation, until it is gone; an outage holds it back for its first half minute.
+        ({"lanes": REFUSED_LANE}, [(0, {}, [STUCK_LANE]), (5, {"lanes": {}}, [LANE_ENDS])]),
+        (DOWN | {"lanes": {**REFUSED_LANE, "b": lane_view("b")}}, [(20, {}, [BEGINS]), (20, {}, [FIRES, STUCK_LANE])]),
+        # What is owed for five minutes is late, unless the store was away: then the backlog has time to drain.
+        (OWED, [(290, WORKS, []), (20, WORKS, [STUCK_LANE])]),
+        (OWED | DOWN, [(3_600, {}, [BEGINS, FIRES]), (290, WELL_AGAIN, [ENDS])]),
+        # A relay that shows no life, and comes back.
+        (
+            BUSY | {"live": False, "breaker": None},
+            [(60, WORKS, []), (115, DEAD, []), (10, DEAD, [NO_RELAY]), (3_000, DEAD, []), (70, WORKS, [RELAY_BACK])],
+        ),
+        # One that delivers nothing, that has nothing to do, and that is in the process that watches.
+        (BUSY | {"live": False}, [(115, {}, []), (15, {}, [NO_RELAY])]),
+        ({"lanes": REFUSED_LANE, "live": False}, [(1_000, DEAD, [STUCK_LANE])]),
+        (BUSY | {"rules": Rules(watch_relay=False)}, [(600, DEAD, [])]),
+        # What a dead one wrote is no outage, and an outage in which it dies stays as it is.
+        (BUSY | DOWN | {"live": False}, [(600, DEAD, [NO_RELAY])]),
+        (
+            BUSY | DOWN | {"live": False},
+            [(120, {}, [BEGINS, FIRES]), (600, DEAD, [NO_RELAY]), (120, WELL_AGAIN, [ENDS, RELAY_BACK])],
+        ),
     ],
 )
-def test_what_lasts_is_an_incident_or_none(
-    given: dict[str, Any], seconds: float, beat: bool, kinds: list[IncidentKind]
-) -> None:
+def test_what_happens_is_an_incident_or_none(given: dict[str, Any], steps: list[tuple[float, Any, list[Any]]]) -> None:
+    """Each step is some seconds with some changes, and what begins, fires or ends in them."""
     world = World(**given)
-    world.run(seconds, beat=beat)
-    assert world.kinds == kinds
-
-
-@pytest.mark.parametrize("breaker", [REFUSED, REFUSES_ALL])
-def test_a_store_that_refuses_us_is_told_of_at_once(breaker: BreakerView) -> None:
-    world = World(breaker=breaker, events=1)
     world.look()
-    assert (world.turns, world.alerts(STORE_DOWN)) == ([(STORE_DOWN, FIRING)], [1])
+    for seconds, changes, turns in steps:
+        world.run(seconds, **changes)
+        assert world.turns == turns
+        world.states.clear()
 
 
 def test_a_breaker_that_flaps_is_one_incident() -> None:
@@ -205,38 +224,6 @@ def test_another_fault_that_needs_a_person_is_told_of_at_once_and_only_once() ->
     for breaker in (AWAY, REFUSED, AWAY, REFUSED):
         world.run(120, breaker=breaker)
     assert world.alerts(STORE_DOWN) == [2], "it goes back and forth: that is no news"
-
-
-@pytest.mark.parametrize("jump", [-3_600.0, 24 * 3_600.0, 365 * 86_400.0])
-def test_a_clock_that_jumps_neither_fires_nor_hides(jump: float) -> None:
-    world = World(events=10)
-    world.look()
-    world.run(20, breaker=AWAY)
-    world.run(5, jump=jump)
-    assert world.alerts(STORE_DOWN) == [], "a jump is not an age"
-    world.run(10)
-    assert world.alerts(STORE_DOWN) == [1], "and hides none"
-
-
-def test_a_process_that_was_stopped_has_watched_nothing_meanwhile() -> None:
-    world = World(newest=1)
-    world.lane("a")
-    world.look()
-    world.seconds += 6 * 3_600
-    world.look()
-    assert world.open == [], "six hours of sleep make no event late and no relay silent"
-
-
-def test_a_process_that_starts_goes_on_with_the_incident_and_counts_anew() -> None:
-    world = World(events=10, breaker=AWAY)
-    world.run(25)
-    world.memory = Memory()
-    world.look()
-    world.run(25)
-    assert world.stages == [PENDING]
-    world.run(5)
-
-    assert world.stages == [PENDING, FIRING]
 
 
 def test_a_blocked_conversation_is_an_incident_at_once_and_ends_when_it_is_delivered() -> None:
@@ -269,86 +256,14 @@ def test_a_conversation_that_blocks_again_on_the_next_event_is_still_the_same_in
     assert (world.alerts(BLOCKED), world.open) == ([1], [])
 
 
-def test_a_conversation_that_is_gone_is_no_incident_any_more() -> None:
-    world = World()
-    world.lane("a", blocked=True)
-    world.look()
-    world.lanes.clear()
-    world.run(5)
-    assert world.stages == [FIRING, RESOLVED]
-
-
-def test_an_outage_holds_back_the_conversations_for_its_first_half_minute() -> None:
-    world = World(breaker=AWAY)
-    world.lane("a", blocked=True)
-    world.lane("b")
-    world.look()
-    world.run(20)
-    assert world.kinds == [STORE_DOWN]
-    world.run(20)
-
-    assert world.kinds == [BLOCKED, STORE_DOWN]
-
-
-def test_what_is_owed_for_five_minutes_while_all_is_well_is_stuck() -> None:
-    world = World(newest=1)
-    world.lane("a")
-    world.look()
-    world.run(290, progress=True)
-    assert world.open == []
-    world.run(20, progress=True)
-
-    assert [(case.kind, case.reason) for case in world.open] == [(BLOCKED, LATE)]
-
-
 def test_a_conversation_that_is_late_and_then_blocked_is_told_of_again() -> None:
     world = World(newest=1)
     world.lane("a")
     world.run(320, progress=True)
+    assert [case.reason for case in world.open] == [LATE]
     world.lane("a", blocked=True)
     world.run(5, progress=True)
     assert (world.alerts(BLOCKED), [case.reason for case in world.open]) == ([2], ["poison"])
-
-
-def test_time_without_a_store_makes_no_conversation_late() -> None:
-    world = World(newest=1, breaker=AWAY)
-    world.lane("a")
-    world.run(3_600)
-    assert world.kinds == [STORE_DOWN]
-    world.run(290, progress=True, breaker=WELL)
-    assert world.open == [], "it is over, and the backlog has time to drain"
-
-
-def test_a_relay_that_shows_no_life_is_silent_and_one_that_comes_back_is_not() -> None:
-    world = World(events=10, live=False, breaker=None)
-    world.look()
-    world.run(60, progress=True)
-    world.run(115, beat=False)
-    assert world.open == []
-    world.run(10, beat=False)
-    assert world.turns == [(SILENT, FIRING)]
-    world.run(3_000, beat=False)
-    assert world.alerts(SILENT) == [1]
-    world.run(70, progress=True)
-    assert world.stages == [FIRING, RESOLVED]
-
-
-def test_a_relay_with_nothing_to_do_may_be_silent() -> None:
-    world = World(live=False)
-    world.lane("a", blocked=True)
-    world.run(1_000, beat=False)
-    assert world.kinds == [BLOCKED]
-
-
-def test_an_outage_whose_relay_dies_stays_as_it_is() -> None:
-    world = World(events=10, live=False, breaker=AWAY)
-    world.run(120)
-    assert world.kinds == [STORE_DOWN]
-    world.run(600, beat=False)
-    assert world.kinds == [SILENT, STORE_DOWN]
-    world.run(120, progress=True, breaker=WELL)
-
-    assert world.open == []
 
 
 @pytest.mark.parametrize(
@@ -410,6 +325,7 @@ CLAIMED = CLAIM_TIMEOUT.total_seconds()
         (RESOLVED, CLAIMED, a_notification(state=SENDING), RECOVERED),
         (RESOLVED, -1, a_notification(state=SENDING), RECOVERED),
         (RESOLVED, 60, a_notification(kind=RECOVERED), None),
+        (RESOLVED, 86_400, a_notification(kind=RECOVERED, state=SENDING), None),
         (RESOLVED, 60, a_notification(kind=RECOVERED, state=RETRYING), RECOVERED),
     ],
 )

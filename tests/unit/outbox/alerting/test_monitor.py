@@ -166,7 +166,10 @@ async def test_a_user_hears_of_an_outage_only_once_their_own_messages_are_stuck(
     assert town.bot.heard == [("stuck", "1", IncidentKind.STORE_DOWN)]
 
 
-async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town) -> None:
+async def test_a_blocked_conversation_is_told_and_logged_once_and_ends_by_itself(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "letopis.outbox.watch")
     town.store.refused = {"bad"}
     await town.say("bad", "1")
     await town.say("good", "2")
@@ -180,6 +183,12 @@ async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town
     await town.run(30)
     assert town.bot.of("1") == town.pager.words == ["stuck", "recovered"]
     assert town.bot.incidents[-1].text("en") == "✅ The reply is saved in the chat history."
+    records = [record for record in caplog.records if record.name == "letopis.outbox.watch"]
+    assert [(record.levelname, record.getMessage()) for record in records] == [
+        ("ERROR", "stuck: conversation_blocked"),
+        ("INFO", "recovered: conversation_blocked"),
+    ]
+    assert {(vars(record)["conversation_id"], vars(record)["owner_id"]) for record in records} == {("bad", "1")}
 
 
 async def test_many_blocked_conversations_are_one_alert(town: Town) -> None:
@@ -198,21 +207,6 @@ async def test_many_blocked_conversations_are_one_alert(town: Town) -> None:
     _, alert = town.pager.alerts
     assert "31 conversations are stuck" in alert.title
     assert [line for line in alert.text.splitlines() if line.startswith("- ")] == ["- 'one more'"]
-
-
-async def test_what_is_stuck_is_reminded_of_once_a_day_in_one_message(town: Town) -> None:
-    """All of it, although it began at different times."""
-    for name in ("a", "b"):
-        await town.say(name)
-        await town.set_lanes("state = 'blocked', fault_class = 'poison'")
-        await town.run(3_600, step=900)
-    assert [alert.facts["reminder"] for alert in town.pager.alerts] == [False, False]
-    await town.run(2 * 86_400, step=3_600)
-
-    reminders = town.pager.alerts[2:]
-    assert [(alert.facts["reminder"], alert.facts["conversations"]) for alert in reminders] == [(True, 2)] * 2
-    assert reminders[0].title == "Letopis: still: 2 conversations are stuck"
-    assert len({alert.key for alert in town.pager.alerts}) == 4
 
 
 async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: Town) -> None:
@@ -255,22 +249,6 @@ async def test_the_relay_in_the_bots_own_process_is_asked_directly(town: Town) -
     assert breaker_view(town.relay.breaker) == BreakerView(state="closed", since=START)
     town.relay.breaker.trip(AWAY, ["a"])
     assert breaker_view(town.relay.breaker).reason == "the server does not answer [unavailable 08006]"
-
-
-async def test_a_clock_that_jumps_in_an_outage_changes_nothing(town: Town) -> None:
-    await town.run(20, says=[("a", "1")])
-    await town.say("a", "1")
-    town.store.fault = AWAY
-    await town.run(15)
-    town.time.jump(-3_600)
-    await town.run(10)
-    assert (town.pager.alerts, town.bot.heard) == ([], [])
-    await town.run(7 * 60)
-    town.store.fault = None
-    town.time.jump(3_600)
-    await town.run(7 * 60)
-
-    assert town.pager.words == town.bot.of("1") == ["stuck", "recovered"]
 
 
 class Failing:
@@ -475,22 +453,6 @@ async def test_what_is_being_told_when_the_watch_ends_is_told_to_the_end(town: T
 
     assert (ended.is_set(), watch.sent) == (True, 1)
     assert await sql(town.outbox, "SELECT state FROM letopis_outbox_notifications") == [("sent",)]
-
-
-async def test_incidents_are_logged_with_their_context(town: Town, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "letopis.outbox.watch"):
-        town.store.refused = {"bad"}
-        await town.say("bad", "1")
-        await town.run(60)
-        await town.set_lanes("state = 'ready', delivered = head")
-        await town.run(10)
-    records = [record for record in caplog.records if record.name == "letopis.outbox.watch"]
-
-    assert [(record.levelname, record.getMessage()) for record in records] == [
-        ("ERROR", "stuck: conversation_blocked"),
-        ("INFO", "recovered: conversation_blocked"),
-    ]
-    assert {(vars(record)["conversation_id"], vars(record)["owner_id"]) for record in records} == {("bad", "1")}
 
 
 async def test_a_call_that_is_cancelled_with_its_caller_leaves_nothing_behind() -> None:

@@ -1,44 +1,28 @@
-"""The texts of alerts: in both languages, with right plurals, and with catalogues that are complete and compiled."""
+"""The texts of alerts: in both languages, with right plurals, and of every fault."""
 
 from __future__ import annotations
 
-import gettext
-import io
 import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from letopis.outbox.alerting import alert_message, language, notifications
+from letopis.outbox.alerting import language
 from letopis.outbox.alerting.alert_message import build_alert, in_conversations, messages, trial_alert
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, IncidentState
-from letopis.outbox.alerting.language import LANGUAGES, duration, language_of, moment
+from letopis.outbox.alerting.language import duration, language_of, moment
 from letopis.outbox.alerting.notifications import Incident, Notification, NotificationKind, PendingNotification
 from letopis.store.database import fault_rules
 from letopis.store.database.faults import FaultClass
 from letopis.store.model.identifiers import uuid7
 from tests.support.paths import ROOT
 
-pytest.importorskip("babel", reason="needs babel: the group pages")
-
-from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_file
-from babel.messages.mofile import write_mo
-from babel.messages.pofile import read_po
-
 SINCE = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 SEED = "⚠️ Не удалось сохранить ответ в историю мультичата. Попробуйте позже."
-
-
-def catalogue(code: str) -> Catalog:
-    path = language.LOCALES / code / "LC_MESSAGES" / f"{language.DOMAIN}.po"
-    with path.open("rb") as file:
-        return read_po(file, locale=code, abort_invalid=True)
 
 
 def some_pending(
@@ -74,55 +58,6 @@ def some_pending(
 def an_alert(kind: IncidentKind, *, locale: str | None, seconds: float = 1_860, **changes: Any) -> Alert:
     pending = some_pending(kind, seconds=seconds, **changes)
     return build_alert(pending, outbox="bot.outbox.db", now=SINCE + timedelta(seconds=seconds), locale=locale)
-
-
-def said_in_the_code() -> set[object]:
-    """What the modules of alerts say, and what the store says of each kind of fault."""
-    found = [
-        one
-        for module in (language, alert_message, notifications)
-        for one in extract_from_file("python", str(Path(module.__file__ or "")))
-    ]
-    said = {tuple(said[:2]) if isinstance(said, tuple) else said for _, said, _, _ in found}
-    return said | {rule.reason for rule in fault_rules.rules()}
-
-
-def texts_of(catalogue: gettext.GNUTranslations) -> dict[object, str]:
-    """Without the header, which names the release of Babel."""
-    return {key: text for key, text in vars(catalogue)["_catalog"].items() if key}
-
-
-@pytest.mark.parametrize("code", LANGUAGES)
-def test_every_text_has_a_translation_and_every_translation_a_text(code: str) -> None:
-    found = catalogue(code)
-    # Those in a context are of codes, which no module says: the tests of codes look for them.
-    kept = {
-        message.id if isinstance(message.id, str) else tuple(message.id)
-        for message in found
-        if message.id and not message.context
-    }
-
-    assert kept == said_in_the_code()
-    assert not found.obsolete
-    for message in found:
-        if message.id:
-            assert message.string and all(message.string), message.id
-            assert not message.fuzzy and not list(message.check(found)), message.id
-
-
-@pytest.mark.parametrize("code", LANGUAGES)
-def test_the_compiled_catalogue_is_that_of_the_text_file(code: str) -> None:
-    """Run `pybabel compile -d outbox/letopis/outbox/alerting/locales -D letopis` after a change."""
-    compiled = io.BytesIO()
-    write_mo(compiled, catalogue(code))
-    compiled.seek(0)
-    path = language.LOCALES / code / "LC_MESSAGES" / f"{language.DOMAIN}.mo"
-    with path.open("rb") as file:
-        shipped = gettext.GNUTranslations(file)
-    fresh = gettext.GNUTranslations(compiled)
-
-    assert shipped.info()["plural-forms"] == fresh.info()["plural-forms"]
-    assert texts_of(shipped) == texts_of(fresh)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +231,9 @@ def test_an_alert_and_each_that_follows_have_keys_of_their_own() -> None:
         "Letopis: still: The history store is down",
         "Letopis: The history store is back",
     ]
-    assert json.loads(json.dumps(dict(alerts[0].facts)))["kind"] == "store_down"
+    facts = [json.loads(json.dumps(dict(alert.facts))) for alert in alerts]
+    assert [(one["kind"], one["conversations"]) for one in facts] == [("store_down", 5)] * 3
+    assert [one["reminder"] for one in facts] == [False, True, False]
 
 
 def test_an_alert_about_several_conversations_counts_all_and_names_some() -> None:
