@@ -1,9 +1,8 @@
-"""Records under a relay: refused ones, large ones, killed bots, restored stores, damaged and copied files."""
+"""Records under a relay: refused ones, large ones, restored stores, damaged and copied files."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 from pathlib import Path
@@ -21,7 +20,6 @@ from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore, Message
 from letopis.store.model.records import RecordRange, Scope
 from tests.integration.test_reconcile import contradictions
-from tests.support.child import command, promising
 from tests.support.relays import deliver_all, until
 from tests.support.sayings import problems as store_problems
 from tests.support.sqlite_rows import change
@@ -132,56 +130,6 @@ async def test_a_restored_store_is_refilled_by_a_running_relay(
         await until(refilled)
         await until(lambda: history.drained(0))
         assert await problems(history, store_url) == []
-
-
-async def keep_putting(path: str, store: str, promises: str) -> None:
-    """Put records, messages and both until killed; write down what was promised after each."""
-    async with History(path, store=store) as history:
-        records = history.records(conversation=CHAT)
-        with Path(promises).open("a", encoding="utf-8") as book:
-            for number in range(1_000_000):
-                key = f"k{number % 7}"
-                if number % 3 == 0:
-                    async with history.transaction() as tx:
-                        await tx.append(CHAT, Message.user(str(number)))
-                        await tx.put(records, CP, key, number)
-                else:
-                    await records.put(CP, key, number, tags={"n": number})
-                book.write(json.dumps([key, number]) + "\n")
-                book.flush()
-
-
-@pytest.mark.parametrize("kills", [3])
-def test_a_killed_bot_keeps_what_it_was_promised(tmp_path: Path, kills: int) -> None:
-    path, url, book = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "promises"
-    for _ in range(kills):
-        size = book.stat().st_size if book.exists() else 0
-        with promising(command(keep_putting, path, url, book), book, size=size + 2_000, patience=60):
-            pass  # killed at the end of the block
-    promised: dict[str, int] = {}
-    for line in book.read_text(encoding="utf-8").splitlines():
-        key, number = json.loads(line)
-        promised[key] = number
-    # The last kill may leave an incomplete transaction behind, which was not promised.
-    assert [one for one in find_problems(path) if "the last transaction of the WAL" not in one] == []
-
-    async def look() -> None:
-        async with History(path, store=url) as history:
-            records = history.records(conversation=CHAT)
-
-            async def expect() -> None:
-                held = {one.key: one.value for one in await records.list()}
-                assert set(held) == set(promised)
-                # The put that was not promised yet may be there too: it is a later one of the same key.
-                runs = [key for key in promised if held[key] != promised[key]]
-                assert len(runs) <= 1, (held, promised)
-
-            await expect()
-            await until(lambda: history.drained(0), patience=60)
-            await expect()
-            assert await problems(history, url) == []
-
-    asyncio.run(look())
 
 
 async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> None:

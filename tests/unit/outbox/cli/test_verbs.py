@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from letopis.outbox.cli.interface.exit_codes import Exit
+from letopis.outbox.daemon.daemon import DaemonSettings
 from tests.support.fix_command import Done, talk
 from tests.support.sqlite_rows import change
 
@@ -102,3 +103,25 @@ def test_follow_begins_now_or_where_it_ended(
     done = letopis("follow", "--json", *name)
     data = [json.loads(line)["data"] for line in done.out.splitlines()]
     assert (done.code, [entry["content"] for entry in data if "content" in entry]) == (130, texts)
+
+
+@pytest.mark.parametrize(
+    ("words", "toml", "named"),
+    [
+        ((), "", False),
+        ((), "[daemon]\ntrace_conversations = true\n", True),
+        (("--trace-conversations",), "", True),
+    ],
+)
+def test_relay_names_conversations_only_where_it_is_configured(
+    letopis: Command, words: tuple[str, ...], toml: str, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[DaemonSettings] = []
+
+    async def run(configure: Callable[[], DaemonSettings]) -> None:
+        read.append(configure())
+
+    monkeypatch.setattr("letopis.outbox.cli.relay._run", run)
+    Path("letopis.toml").write_text(toml)
+    assert letopis("relay", *words).code == Exit.OK
+    assert [found.trace_conversations for found in read] == [named]

@@ -145,12 +145,6 @@ class TestFiles:
 
         assert delivered == 3, "what a file did is counted when it is gone, too"
 
-    async def test_what_a_pattern_hits_by_chance_is_left_alone(self, tmp_path: Path) -> None:
-        (tmp_path / "mine.db").touch()
-        async with running(tmp_path / "*.db"):
-            await asyncio.sleep(0.3)
-        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mine.db", b"")]
-
     async def test_a_file_that_cannot_be_used_disturbs_no_other(self, tmp_path: Path) -> None:
         """And it is served as soon as it can be."""
         one = await made(tmp_path / "a.outbox.db", "a1")

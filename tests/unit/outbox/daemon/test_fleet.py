@@ -20,7 +20,7 @@ from letopis.outbox.daemon import outbox_worker, timetable
 from letopis.outbox.daemon.daemon import Daemon
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.fleet import Fleet
-from letopis.outbox.daemon.health import FileCondition, HealthSnapshot
+from letopis.outbox.daemon.health import HealthSnapshot
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.timetable import state_of
 from letopis.outbox.file.inspection import read_file
@@ -34,7 +34,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.events import to_microseconds, utc_now
 from tests.support.platforms import posix_only
-from tests.support.relays import DOWN, POISON, end, fault, say, until
+from tests.support.relays import POISON, end, fault, say, until
 from tests.support.sqlite_rows import rows
 from tests.support.store_changes import copied, put_back
 from tests.unit.outbox.daemon.test_daemon import logging_left_alone, made, running  # noqa: F401 - a fixture
@@ -227,22 +227,6 @@ async def test_a_file_that_is_locked_for_long_stops_no_other(tmp_path: Path, mon
             await until(quiet(daemon), patience=60)
 
 
-async def test_a_store_that_is_away_is_told_by_every_file_and_what_waits_is_delivered_after(
-    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = await made_fleet(tmp_path)
-    away = True
-    refuse(monkeypatch, lambda _: DOWN if away else None)
-    async with fleet(tmp_path) as daemon:
-        await until(lambda: all(status(path).breaker.state != "closed" for path in paths), patience=60)
-        found = await shown(daemon)
-        assert (found.pending, found.degraded, found.files["unusable"]) == (18, True, 0)
-        assert all(status(path).pending == 3 for path in paths)
-
-        away = False
-        await until(delivered(daemon), patience=90)
-
-
 async def test_one_bad_event_blocks_its_own_file_alone_and_is_reminded_of_while_that_is_closed(
     tmp_path: Path, soon: None, told: list[Alert], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,10 +376,6 @@ class TestFileState:
 
         assert after.content == before.content
         assert after.holds_more_than(before)
-
-
-def test_conditions_are_those_of_the_docs() -> None:
-    assert {str(one) for one in FileCondition} == {"working", "standby", "wrong_store", "unusable"}
 
 
 async def test_an_outage_of_all_files_is_one_message_and_a_restart_repeats_nothing(

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.config.settings import load_settings
 from letopis.outbox.diagnostics import check_location, check_sqlite, check_store
@@ -32,12 +31,14 @@ from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database import open_files
-from letopis.store.database.engines import create_store_engine
 from letopis.store.errors import LetopisError
 from letopis.store.model.messages import Message
+from tests.support.fix_command import append_to
+from tests.support.moves import run_sql
 from tests.support.platforms import linux_only, posix_only
 from tests.support.relays import relay_on
-from tests.support.sqlite_rows import change as change_rows
+from tests.support.sqlite_rows import change
+from tests.support.store_changes import run_there
 
 SECRET = "hunter2-correct-horse"
 INCIDENT = (
@@ -45,7 +46,8 @@ INCIDENT = (
     " VALUES (zeroblob(16), 'store_down', 'firing', 0, 0, 1, 0)"
 )
 LOSE = "UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'lost'"
-REBIND = "UPDATE letopis_outbox_origin SET store_id = zeroblob(16)"
+ID = "zeroblob(16)"
+REBIND = f"UPDATE letopis_outbox_origin SET store_id = {ID}"
 TASK = "INSERT INTO letopis_tasks VALUES (0, 'a', 'rewind', 9, 1, 8, {})"
 
 
@@ -53,13 +55,7 @@ TASK = "INSERT INTO letopis_tasks VALUES (0, 'a', 'rewind', 9, 1, 8, {})"
 def outbox(tmp_path: Path) -> Path:
     """An outbox with one conversation that waits."""
     path = tmp_path / "bot.outbox.db"
-
-    async def fill() -> None:
-        file = await OutboxFile.open(path)
-        await file.append(prepare("a", [Message.user("hello")], owner="42"))
-        await file.close()
-
-    asyncio.run(fill())
+    asyncio.run(append_to(path, "a", Message.user("hello"), owner="42"))
     return path
 
 
@@ -72,21 +68,6 @@ async def store(outbox: Path) -> Path:
         await relay_on(file, store).drain()
     await file.close()
     return path
-
-
-@asynccontextmanager
-async def there(url: str) -> AsyncIterator[AsyncConnection]:
-    """A transaction in the history store."""
-    engine = create_store_engine(url, pool_size=1)
-    async with engine.begin() as connection:
-        yield connection
-    await engine.dispose()
-
-
-def change(path: Path, statement: str, parameters: tuple[Any, ...] = ()) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement, parameters)
-        connection.commit()
 
 
 async def found(outbox: Path, store: str | None = None, **environ: str) -> dict[str, Finding]:
@@ -169,7 +150,7 @@ class TestOutbox:
     async def test_what_the_file_says(
         self, outbox: Path, statement: str, check: str, expected: Level, told: str
     ) -> None:
-        change_rows(outbox, "PRAGMA ignore_check_constraints = ON", statement)
+        change(outbox, "PRAGMA ignore_check_constraints = ON", statement)
         finding = (await found(outbox))[check]
         assert (finding.level, told in finding.said + finding.hint) == (expected, True), finding
 
@@ -215,7 +196,7 @@ class TestRelay:
         dead = subprocess.Popen([sys.executable, "-c", ""])
         dead.wait()
         async with held(outbox) as relay:
-            change(outbox, "UPDATE letopis_outbox_relay SET pid = ?", (dead.pid,))
+            change(outbox, f"UPDATE letopis_outbox_relay SET pid = {dead.pid}")
             before = await found(outbox)
             relay.lease.unlock()  # as the system does when a process ends
             findings = await found(outbox)
@@ -230,7 +211,7 @@ class TestRelay:
     )
     async def test_one_that_cannot_deliver(self, outbox: Path, reason: str, expected: Level) -> None:
         async with held(outbox):
-            change(outbox, "UPDATE letopis_outbox_relay SET breaker = 'open', breaker_reason = ?", (reason,))
+            change(outbox, f"UPDATE letopis_outbox_relay SET breaker = 'open', breaker_reason = '{reason}'")
             findings = await found(outbox)
         assert (findings["delivery"].level, reason in findings["delivery"].said) == (expected, True)
 
@@ -258,8 +239,7 @@ class TestStore:
         checks = ("store", "store_migrations", "store_origin", "store_writable")
         assert levels(findings, *checks) == [Level.OK] * 4, findings
         assert findings["store_clock"].level == (Level.SKIP if kind == "sqlite" else Level.OK)
-        async with there(url) as connection:
-            assert (await connection.execute(sa.text("SELECT count(*) FROM letopis_origins"))).scalar_one() == 0
+        assert await run_sql(url, "SELECT count(*) FROM letopis_origins") == [(0,)]
 
     async def test_one_without_tables(self, outbox: Path, fresh_postgresql_url: str) -> None:
         findings = await found(outbox, store=fresh_postgresql_url)
@@ -273,8 +253,7 @@ class TestStore:
         async with ConversationStore.open(fresh_postgresql_url, migrate=True):
             pass
         name = sa.engine.make_url(fresh_postgresql_url).database
-        async with there(fresh_postgresql_url) as connection:
-            await connection.execute(sa.text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
+        await run_there(fresh_postgresql_url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         findings = await found(outbox, store=fresh_postgresql_url)
 
         assert levels(findings, "store", "store_writable") == [Level.OK, Level.FAIL]
@@ -290,15 +269,15 @@ class TestStore:
     @pytest.mark.parametrize(
         ("store", "bound", "check", "told"),
         [
-            ("none/store.db", bytes(16), "store", "its folder does not exist"),
-            ("store.db", bytes(16), "store", "letopis outbox rebind"),
-            ("store.db", None, "store_identity", "the bot named elsewhere as its history store"),
-            ("postgresql://bot@127.0.0.1:1,127.0.0.1:2/h", bytes(16), "store_hosts", "no host is a primary"),
-            ("postgresql://bot@/h?host=/none/a&host=/none/b", bytes(16), "store_hosts", "no host is a primary"),
+            ("none/store.db", ID, "store", "its folder does not exist"),
+            ("store.db", ID, "store", "letopis outbox rebind"),
+            ("store.db", "NULL", "store_identity", "the bot named elsewhere as its history store"),
+            ("postgresql://bot@127.0.0.1:1,127.0.0.1:2/h", ID, "store_hosts", "no host is a primary"),
+            ("postgresql://bot@/h?host=/none/a&host=/none/b", ID, "store_hosts", "no host is a primary"),
         ],
     )
-    async def test_one_that_is_not_there(self, outbox: Path, store: str, bound: Any, check: str, told: str) -> None:
-        change(outbox, "UPDATE letopis_outbox_origin SET store_id = ?, destination = 'elsewhere'", (bound,))
+    async def test_one_that_is_not_there(self, outbox: Path, store: str, bound: str, check: str, told: str) -> None:
+        change(outbox, f"UPDATE letopis_outbox_origin SET store_id = {bound}, destination = 'elsewhere'")
         finding = (await found(outbox, store=store if "://" in store else str(outbox.parent / store)))[check]
         assert (healthy([finding]), told in finding.said + finding.hint) == (check == "store_hosts", True), finding
 
@@ -318,7 +297,7 @@ class TestStore:
     async def test_what_its_tables_say(
         self, outbox: Path, store: Path, statement: str, check: str, expected: Level, told: str
     ) -> None:
-        change_rows(outbox if "letopis_outbox_" in statement else store, statement)
+        change(outbox if "letopis_outbox_" in statement else store, statement)
         findings = await found(outbox)
         assert (findings[check].level, told in findings[check].said) == (expected, True), findings[check]
         assert ("store_log" in findings) == healthy([findings["store_identity"]]), "a wrong one is not looked at"
@@ -435,10 +414,7 @@ def contents(folder: Path) -> dict[str, str]:
 async def test_a_file_that_makes_sqlite_say_what_is_no_text_is_damaged_and_no_surprise(outbox: Path) -> None:
     """SQLite quotes the broken name of a table in its error, and Python cannot decode that."""
     broken = "name = CAST(x'61eb' AS TEXT), sql = CAST(x'43eb' AS TEXT) WHERE name = 'letopis_outbox_lanes'"
-    with closing(sqlite3.connect(outbox)) as connection:
-        connection.execute("PRAGMA writable_schema = ON")
-        connection.execute(f"UPDATE sqlite_master SET {broken}")
-        connection.commit()
+    change(outbox, "PRAGMA writable_schema = ON", f"UPDATE sqlite_master SET {broken}")
 
     assert not healthy((await found(outbox)).values())
     with pytest.raises(LetopisError):

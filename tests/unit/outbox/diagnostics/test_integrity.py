@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,9 +33,7 @@ async def file(tmp_path: Path) -> Path:
 
 
 def change(path: Path, *statements: str) -> list[str]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
+    change_rows(path, *statements)
     return list(find_problems(path))
 
 

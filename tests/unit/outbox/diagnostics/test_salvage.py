@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -20,15 +20,15 @@ from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.store import ConversationStore, Message
+from letopis.store import Message
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.wal_format import scan_wal
-from tests.campaigns.invariants import check, open_engine
-from tests.support.daemons import letopis
+from tests.campaigns.invariants import check
 from tests.support.damage import leaf_pages, with_noise
 from tests.support.relays import until
-from tests.support.sqlite_rows import rows
+from tests.support.sqlite_rows import change, rows
+from tests.support.store_changes import run_there
 
 
 async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times: int = 3, wal: bool = False) -> Path:
@@ -140,9 +140,8 @@ async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path:
     assert "is damaged" in next(find_problems(path))
     assert wal.exists(), "looking must not delete what SQLite does not read"
     done = await salvage(path, new)
-    with closing(sqlite3.connect(again / path.name)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        ((left,),) = connection.execute("SELECT count(*) FROM letopis_outbox_events").fetchall()
+    assert rows(again / path.name, "PRAGMA integrity_check") == [("ok",)]
+    ((left,),) = rows(again / path.name, "SELECT count(*) FROM letopis_outbox_events")
 
     assert done.kept + done.lost_count == 8
     assert done.kept > left
@@ -235,10 +234,9 @@ async def test_long_rows_are_read_over_all_their_pages(tmp_path: Path) -> None:
 )
 async def test_a_damaged_row_is_left_out_and_the_others_are_read(tmp_path: Path, damage: bytes, at: int) -> None:
     path = tmp_path / "any.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE any_table (a TEXT)")
-        connection.executemany("INSERT INTO any_table (rowid, a) VALUES (?, ?)", [(-7, "kept"), (3, "needle")])
-        connection.commit()
+    change(
+        path, "CREATE TABLE any_table (a TEXT)", "INSERT INTO any_table (rowid, a) VALUES (-7, 'kept'), (3, 'needle')"
+    )
     # Before the text: the row's length, its id, the length of its header, and the type of the text.
     overwrite(path, path.read_bytes().index(b"needle") + at, damage)
 
@@ -247,13 +245,11 @@ async def test_a_damaged_row_is_left_out_and_the_others_are_read(tmp_path: Path,
 
 
 async def test_an_index_is_read_on_all_its_levels(tmp_path: Path) -> None:
-    path = tmp_path / "any.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE any_table (a TEXT UNIQUE)")
-        connection.executemany("INSERT INTO any_table VALUES (?)", [(f"{number:03}" * 200,) for number in range(90)])
-        connection.commit()
+    path, texts = tmp_path / "any.db", [f"{number:03}" * 200 for number in range(90)]
+    inserts = (f"INSERT INTO any_table VALUES ('{text}')" for text in texts)
+    change(path, "CREATE TABLE any_table (a TEXT UNIQUE)", *inserts)
     entries = [row for row in Pages(path.read_bytes()).rows() if isinstance(row, IndexEntry)]
-    assert sorted(entry.values for entry in entries) == [(f"{number:03}" * 200, number + 1) for number in range(90)]
+    assert sorted(entry.values for entry in entries) == [(text, number) for number, text in enumerate(texts, 1)]
 
 
 @pytest.mark.parametrize(
@@ -269,14 +265,14 @@ async def test_a_damaged_header_is_no_whole_file(path: Path, new: Path, at: int,
 async def test_an_event_that_an_index_contradicts_is_lost_and_the_owner_is_read_from_events(
     path: Path, new: Path
 ) -> None:
-    with closing(sqlite3.connect(path)) as connection:  # the bot's own table, with rows like events and an odd index
-        columns = ", ".join(f"c{number}" for number in range(11))
-        connection.execute(f"CREATE TABLE bots (id INTEGER PRIMARY KEY, {columns})")
-        connection.execute("CREATE INDEX bots_index ON bots (c10)")
-        for event_id, lane in (("text", 1), (b"blob", "text")):
-            row = (event_id, lane, *[1.5] * 5, bytes(32), *[1.5] * 3)
-            connection.execute(f"INSERT INTO bots ({columns}) VALUES ({', '.join('?' * 11)})", row)
-        connection.commit()
+    columns = ", ".join(f"c{number}" for number in range(11))
+    like_events = "1.5, 1.5, 1.5, 1.5, 1.5, zeroblob(32), 1.5, 1.5, 1.5"
+    change(  # the bot's own table, with rows like events and an odd index
+        path,
+        f"CREATE TABLE bots (id INTEGER PRIMARY KEY, {columns})",
+        "CREATE INDEX bots_index ON bots (c10)",
+        f"INSERT INTO bots ({columns}) VALUES ('text', 1, {like_events}), (x'00', 'text', {like_events})",
+    )
     overwrite(path, path.read_bytes().index(b"\x02\x03message.appended") + 1, b"\x04")  # its sequence, in no digest
     path.write_bytes(with_noise(path.read_bytes(), leaf_pages(path, "letopis_outbox_lanes"), Random(1)))
 
@@ -286,45 +282,15 @@ async def test_an_event_that_an_index_contradicts_is_lost_and_the_owner_is_read_
     assert rows(new, "SELECT DISTINCT owner_id FROM letopis_outbox_lanes") == [("42",)]
 
 
-class TestCommand:
-    async def test_its_exit_codes_and_receipt(self, path: Path, tmp_path: Path) -> None:
-        whole = letopis("--outbox", str(path), "outbox", "verify", folder=tmp_path)
-        overwrite(path, path.read_bytes().index(b"one says 2"), b"ONE")
-        damaged = letopis("--outbox", str(path), "outbox", "verify", "--alone", folder=tmp_path)
-        saved = letopis("outbox", "salvage", str(path), "--to", "new.db", folder=tmp_path)
+async def test_what_was_changed_or_deleted_in_a_store_is_found(path: Path, store_url: str) -> None:
+    await delivered(path, store_url)
+    assert await problems_of_store(normalise_url(store_url)) == []
+    await run_there(
+        store_url,
+        "UPDATE letopis_events SET data = replace(data, 'says 1', 'said 1')",
+        "DELETE FROM letopis_events WHERE conversation_id = 'one' AND version = 2",
+    )
 
-        assert (whole.returncode, whole.stdout) == (0, "")
-        assert damaged.returncode == 1
-        assert "'one' is not what was appended" in damaged.stdout
-        assert (saved.returncode, saved.stdout) == (1, "one  4\n")
-        assert "7 events recovered" in saved.stderr
-
-    async def test_a_history_store_is_verified(self, path: Path, tmp_path: Path) -> None:
-        store = tmp_path / "history.db"
-        await delivered(path, f"sqlite:///{store}")
-        whole = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
-        overwrite(store, store.read_bytes().index(b"one says 2"), b"ONE")
-        damaged = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
-
-        assert whole.returncode == 0, whole.stdout
-        assert damaged.returncode == 1
-        assert "is not what was written" in damaged.stdout
-
-
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-async def test_a_server_is_verified_too(kind: str, new_store_url: Callable[[str], str], path: Path) -> None:
-    url = new_store_url(kind)
-    async with ConversationStore.open(url, migrate=True):
-        pass
-    await delivered(path, url)
-    assert await problems_of_store(normalise_url(url)) == []
-
-    engine = open_engine(url)
-    async with engine.begin() as connection:
-        await connection.exec_driver_sql("UPDATE letopis_events SET data = replace(data, 'says 1', 'said 1')")
-        await connection.exec_driver_sql("DELETE FROM letopis_events WHERE conversation_id = 'one' AND version = 2")
-    await engine.dispose()
-
-    found = await problems_of_store(normalise_url(url))
+    found = await problems_of_store(normalise_url(store_url))
     assert any("is not what was written" in one for one in found)
     assert any("'one' is at version 4 and holds 3 events" in one for one in found)

@@ -16,7 +16,7 @@ from letopis.store.model.codec import decode
 from tests.support.relays import drained, figures, lane, relay_on, running, say, sql, until
 from tests.support.sayings import change
 
-OTHERS = 200
+OTHERS = 300  # so that two batches are under way
 # How each store is made to refuse one text, as a real one may: by a rule of its own.
 REFUSE = {
     "sqlite": "CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.data LIKE '%poison%'"

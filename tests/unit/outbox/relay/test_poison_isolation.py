@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
@@ -30,6 +31,7 @@ from tests.support.relays import DOWN, POISON, Hands, ToldStore, fault
 
 ORIGIN = Origin(origin_id=uuid4(), epoch=1, name="test")
 STRANGE = fault(FaultClass.UNCLASSIFIED, "KeyError")
+Refuse = Callable[[Sequence[LaneBatch]], BaseException | None]
 
 
 def batch(conversation_id: str, count: int, *, first: int = 1) -> LaneBatch:
@@ -44,7 +46,7 @@ def batches(count: int, each: int) -> list[LaneBatch]:
     return [batch(f"c{number}", each) for number in range(count)]
 
 
-def refusing(error: BaseException, *bad: tuple[str, int]) -> Callable[[Sequence[LaneBatch]], BaseException | None]:
+def refusing(error: BaseException, *bad: tuple[str, int]) -> Refuse:
     """Refuse every batch that holds one of these events."""
 
     def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
@@ -202,12 +204,6 @@ async def test_a_store_that_never_answers_is_given_up_after_the_deadline() -> No
     assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.UNKNOWN_OUTCOME, "deadline")
 
 
-async def test_a_strange_fault_of_three_different_conversations_is_the_stores() -> None:
-    store = ToldStore(lambda _: STRANGE)
-    sent = await made(store).send(batches(50, 4))
-    assert (sent.fault, sent.refusals) == (STRANGE, [])
-
-
 async def test_any_error_at_all_is_sorted_not_raised() -> None:
     store = ToldStore(refusing(KeyError("a secret"), ("b", 1)))
     sent = await made(store).send([batch("a", 1), batch("b", 1), batch("c", 1)])
@@ -305,53 +301,57 @@ async def test_whatever_fails_what_is_called_delivered_is_held_and_nothing_is_sk
 # Whose fault a refusal is.
 
 
-def ordinary(lanes: Sequence[LaneBatch]) -> bool:
-    """Whether it is what a trial sends."""
-    return any(lane.conversation_id.startswith("letopis-trial-") for lane in lanes)
+def beside(trial: BaseException | None, real: Refuse) -> Refuse:
+    """Refuse what a trial sends in one way, and real conversations in another."""
+    return lambda lanes: trial if lanes[0].conversation_id.startswith("letopis-trial-") else real(lanes)
 
 
-def real(lanes: Sequence[LaneBatch]) -> BaseException | None:
-    """Refuse every conversation, and take what a trial sends."""
-    return None if ordinary(lanes) else POISON
+def refused_but_for_beginnings(lanes: Sequence[LaneBatch]) -> BaseException | None:
+    return None if all(one.sequence == 1 for lane in lanes for one in lane.deliveries) else POISON
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 50])
-async def test_what_an_ordinary_event_is_refused_for_too_is_the_stores_and_not_charged(count: int) -> None:
-    store = ToldStore(lambda _: POISON)
-    sent = await made(store).send(batches(count, 4))
-    assert (sent.fault.fault_class, sent.fault.code) == (FaultClass.POISON, "22021")
-    assert "so it is the history store" in str(sent.fault)
-    assert (sent.refusals, sent.cleared, sent.answered) == ([], ("c0",), False)
-    assert store.trials == 1
+REAL = beside(None, lambda _: POISON)
+"""Refuse every conversation, and take what a trial sends."""
 
 
-async def test_what_is_refused_in_other_words_than_an_ordinary_event_is_the_events() -> None:
-    """An operator's own rule may require what only their conversations have."""
+@pytest.mark.parametrize(
+    ("refuse", "lanes", "found", "charged", "cleared"),
+    [
+        # What an ordinary event is refused for too.
+        *((lambda _: POISON, batches(count, 4), "poison 22021", set(), 1) for count in (1, 2, 3, 50)),
+        # In other words than an ordinary event: an operator's own rule may require what only their conversations have.
+        (
+            beside(fault(FaultClass.POISON, "23514"), refusing(POISON, ("a", 2))),
+            [batch("a", 3)],
+            None,
+            {("a", 2, True, False)},
+            0,
+        ),
+        # The store goes away while an ordinary event is tried.
+        (beside(DOWN, lambda _: POISON), [batch("a", 3)], "unavailable refused", set(), 0),
+        # Three in a row, although an ordinary event is accepted: a column may be narrower than real messages.
+        (REAL, batches(50, 4), "poison 22021", set(), 3),
+        # A good beginning is no witness: beginnings are taken, and messages are refused.
+        (beside(None, refused_but_for_beginnings), batches(5, 2), "poison 22021", set(), 3),
+        # A strange fault of three different conversations.
+        (lambda _: STRANGE, batches(50, 4), "unclassified KeyError", set(), 1),
+    ],
+)
+async def test_a_refusal_is_the_stores_if_nothing_shows_that_it_is_the_events(
+    refuse: Refuse, lanes: list[LaneBatch], found: str | None, charged: set[Any], cleared: int
+) -> None:
+    store = ToldStore(refuse)
+    sent = await made(store).send(lanes)
 
-    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        if ordinary(lanes):
-            return fault(FaultClass.POISON, "23514")
-        return refusing(POISON, ("a", 2))(lanes)
-
-    sent = await made(ToldStore(refuse)).send([batch("a", 3)])
-
-    assert charges(sent) == {("a", 2, True, False)}
-    assert sent.fault is None
-
-
-async def test_a_store_that_goes_away_while_an_ordinary_event_is_tried_is_away() -> None:
-    sent = await made(ToldStore(lambda lanes: DOWN if ordinary(lanes) else POISON)).send([batch("a", 3)])
-    assert (sent.fault, sent.refusals, sent.cleared) == (DOWN, [], ())
-
-
-async def test_three_that_are_refused_in_a_row_with_none_getting_through_make_it_the_store() -> None:
-    """Although an ordinary event is accepted: a column may have been narrowed below real messages."""
-    sent = await made(ToldStore(real)).send(batches(50, 4))
-    assert (sent.fault.fault_class, sent.refusals, len(sent.cleared)) == (FaultClass.POISON, [], 3)
+    assert (sent.fault and f"{sent.fault.fault_class} {sent.fault.code}", charges(sent)) == (found, charged)
+    assert len(sent.cleared) == cleared
+    if found == "poison 22021" and cleared == 1:
+        assert "so it is the history store" in str(sent.fault)
+        assert (sent.cleared, sent.answered, store.trials) == (("c0",), False, 1)
 
 
 async def test_three_that_are_refused_one_after_the_other_make_it_the_store_too() -> None:
-    isolation = made(ToldStore(real))
+    isolation = made(ToldStore(REAL))
     outcomes = [await isolation.send([batch(name, 1)]) for name in ("a", "b", "b", "c")]
     assert [one.fault is None for one in outcomes] == [True, True, True, False]
     assert [len(one.refusals) for one in outcomes] == [1, 1, 1, 0]
@@ -381,18 +381,6 @@ async def test_charged_conversations_are_no_evidence_against_the_store() -> None
 
     assert sent.fault is None
     assert charges(sent) == {(name, 1, True, False) for name in names}
-
-
-async def test_the_good_beginning_of_a_bad_conversation_is_no_witness_against_another() -> None:
-    """Beginnings are taken, messages are refused: no conversation succeeded."""
-
-    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        begins = all(one.sequence == 1 for lane in lanes for one in lane.deliveries)
-        return None if begins or ordinary(lanes) else POISON
-
-    sent = await made(ToldStore(refuse)).send(batches(5, 2))
-
-    assert (sent.fault.fault_class, sent.refusals) == (FaultClass.POISON, [])
 
 
 async def test_the_most_suspicious_conversation_goes_last() -> None:

@@ -15,8 +15,6 @@ from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.support.relays import (
     DOWN,
-    POISON,
-    QUICK,
     Hands,
     ToldStore,
     bind_to,
@@ -28,7 +26,6 @@ from tests.support.relays import (
     running,
     say,
     sql,
-    until,
 )
 
 MANY = 120
@@ -129,17 +126,6 @@ async def test_batches_after_an_outage_start_small_and_double(
     assert [(await relay._dispatcher.run_batches()).delivered for _ in range(5)] == [1, 8, 16, 32, 64]
 
 
-async def test_what_is_said_meanwhile_is_delivered_too(outbox: OutboxFile) -> None:
-    store = Slow()
-    async with running(relay_on(outbox, store)):
-        for number in range(40):
-            await say(outbox, f"c{number}")
-            await asyncio.sleep(0.005)
-        await drained(outbox)
-
-    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1 + (number < 40) for number in range(MANY)]
-
-
 async def test_an_outage_in_the_middle_charges_nobody_and_loses_nothing(outbox: OutboxFile) -> None:
     store = Slow()
     store.refuse = lambda _: DOWN if len(store.batches) > 2 else None
@@ -153,22 +139,6 @@ async def test_an_outage_in_the_middle_charges_nobody_and_loses_nothing(outbox: 
         await drained(outbox)
 
     assert complete(store)
-
-
-async def test_a_refused_event_blocks_its_own_conversation_alone(outbox: OutboxFile) -> None:
-    store = Slow()
-    store.refuse = lambda batch: (
-        POISON if any(one.conversation_id == "c60" and one.deliveries[-1].sequence > 5 for one in batch) else None
-    )
-
-    async def left_alone() -> bool:
-        return (await lane(outbox, "c60")).state == "blocked" and (await figures(outbox)).pending == EACH - 4
-
-    async with running(relay_on(outbox, store, policy=QUICK)):
-        await until(left_alone)
-
-    assert store.held("c60") == 5
-    assert all(store.held(f"c{number}") == EACH + 1 for number in range(MANY) if number != 60)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.05])

@@ -24,7 +24,8 @@ from letopis.store import Message
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import InvalidInput
-from tests.support.relays import say
+from tests.support.relays import say, until
+from tests.unit.outbox.daemon.test_daemon import nothing_pending, running
 
 
 @pytest.fixture
@@ -142,16 +143,15 @@ async def test_an_append_that_is_refused_is_an_error_without_its_text(
     assert (span.events, span.status.description) == ((), None)
 
 
-async def test_a_delivery_names_conversations_if_it_is_told_to(
+async def test_a_daemon_names_conversations_if_it_is_told_to(
     tmp_path: Path, process_exporter: InMemorySpanExporter
 ) -> None:
     async def deliver(name: str, *, conversations: bool) -> ReadableSpan:
-        spans = Spans(opentelemetry_trace.get_tracer_provider(), conversations=conversations)
-        store = InstrumentedStore(ConversationStore(tmp_path / f"{name}.db"), spans=spans)
-        async with History(tmp_path / f"{name}.outbox.db", store=store.store, relay=False) as history:
+        path = tmp_path / f"{name}.outbox.db"
+        async with History(path, relay=False) as history:
             await history.append("telegram:4711", Message.user("hi"))
-            await Relay(history.outbox, store.store, apply=store.apply).drain()
-        await store.store.close()
+        async with running(path, trace_conversations=conversations) as daemon:
+            await until(nothing_pending(daemon))
         return process_exporter.get_finished_spans()[-1]
 
     quiet, loud = await deliver("quiet", conversations=False), await deliver("loud", conversations=True)
