@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -249,24 +250,13 @@ async def test_deleted_events(
     await assert_whole(outbox, store_url)
 
 
-class Operators:
-    """A channel that keeps what it is sent."""
-
-    name = recipient = "test"
-
-    def __init__(self) -> None:
-        self.alerts: list[Alert] = []
-
-    async def send(self, alert: Alert) -> None:
-        self.alerts.append(alert)
-
-
 async def test_operators_hear_of_deleted_events_are_reminded_and_hear_the_end(outbox: OutboxFile) -> None:
     """And users hear nothing: what they said was saved, and nothing of theirs waits."""
     store = ToldStore()
     hands = Hands()
     relay = relay_on(outbox, store, hands=hands)
-    operators, users = Operators(), list[Incident]()
+    alerts, users = list[Alert](), list[Incident]()
+    operators: Any = SimpleNamespace(name="test", recipient="test", send=alerts.append)
     watch = AlertMonitor(outbox, channels=(operators,), on_stuck=users.append, now=hands.now, monotonic=hands.monotonic)
     await say(outbox, "a", 2, owner="ann")
     await relay.drain()
@@ -281,18 +271,18 @@ async def test_operators_hear_of_deleted_events_are_reminded_and_hear_the_end(ou
     store.outbox_access.continuity.look = LogCount(missing=2, partition=0, after=0, upto=3)
     for _ in range(4):
         await look()
-    assert [one.title for one in operators.alerts] == ["Letopis: The history has lost events"]
-    assert "lacks 2 events between the positions 1 and 3" in operators.alerts[0].text
-    assert "restore the store from a backup" in operators.alerts[0].text
+    assert [one.title for one in alerts] == ["Letopis: The history has lost events"]
+    assert "lacks 2 events between the positions 1 and 3" in alerts[0].text
+    assert "restore the store from a backup" in alerts[0].text
     for _ in range(2):
         hands.advance(86_400)
         await look()
-    assert [one.title for one in operators.alerts[1:]] == ["Letopis: still: The history has lost events"] * 2
+    assert [one.title for one in alerts[1:]] == ["Letopis: still: The history has lost events"] * 2
 
     store.outbox_access.continuity.look = LogCount()
     for _ in range(4):
         await look()
-    assert [one.title for one in operators.alerts[3:]] == ["Letopis: The history is complete again"]
+    assert [one.title for one in alerts[3:]] == ["Letopis: The history is complete again"]
     assert (await status_of(outbox)).healthy
     assert users == []
 

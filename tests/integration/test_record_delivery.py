@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from letopis.outbox import History, Incident, Receipt
+from letopis.outbox import History, Incident
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.diagnostics.integrity import find_problems
@@ -53,7 +52,11 @@ async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
     async with History(path, store=store, on_stuck=told.append, rules=AT_ONCE) as history:
         lane = Scope.conversation(CHAT).name
         assert await history.append(CHAT, Message.user("again"))
-        assert await asyncio.wait_for(_saved(history, reply), 15)
+
+        async def is_saved() -> bool:
+            return any(one.id == reply.message_id and one.saved for one in await history.messages(CHAT))
+
+        await until(is_saved, patience=15)
 
         async def blocked() -> bool:
             found = await history.status()
@@ -77,14 +80,6 @@ async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
         # Users are told of replies alone; on a slow machine one may be late for a moment.
         assert lane not in {one.conversation_id for one in told}
         assert await problems(history, store_url) == []
-
-
-async def _saved(history: History, receipt: Receipt) -> bool:
-    while not await history.drained(0):
-        if any(one.id == receipt.message_id and one.saved for one in await history.messages(CHAT)):
-            return True
-        await asyncio.sleep(0.05)
-    return True
 
 
 async def test_value_beyond_a_statement_arrives_whole(store: ConversationStore, store_url: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,10 +11,8 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.conversation_store import ConversationStore
 from tests.support.relays import drained, figures, lane, relay_on, running, say, sql, until
-from tests.support.required import required
 from tests.support.sayings import NewStore
-from tests.support.servers import MariaDBServer, OwnPostgresServer, PostgresServer
-from tests.support.servers.postgresql import StopMode
+from tests.support.servers import MariaDBServer, PostgresServer
 from tests.support.verdicts import assert_whole
 
 
@@ -93,57 +90,7 @@ async def test_outbox_stays_free(outbox: OutboxFile, store: ConversationStore, m
     assert len(written) == 3
 
 
-# --- A PostgreSQL of our own that is down, goes down and comes back ---
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[OwnPostgresServer]:
-    with required("postgresql", PostgresServer.own) as own:
-        yield own
-
-
-@pytest.fixture
-def url(server: OwnPostgresServer) -> str:
-    server.start()
-    return server.create_database()
-
-
-async def talk(outbox: OutboxFile, turns: int) -> None:
-    for number in range(turns):
-        await say(outbox, f"c{number % 10}")
-        await asyncio.sleep(0.002)
-
-
 async def untroubled(outbox: OutboxFile) -> bool:
     """Return True if no attempt was charged to any conversation."""
     found = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
     return bool(found == [(0,)])
-
-
-@pytest.mark.parametrize("mode", ["fast", "kill"])
-async def test_store_that_returns_gets_the_rest(
-    outbox: OutboxFile, server: OwnPostgresServer, url: str, mode: StopMode
-) -> None:
-    async with ConversationStore.open(url, migrate=True) as store:
-        relay = relay_on(outbox, store)
-        async with running(relay):
-            await talk(outbox, 50)
-            await drained(outbox)
-
-            await asyncio.to_thread(server.stop, mode)
-            await talk(outbox, 300)
-            await until(lambda: relay.breaker.state is not BreakerState.CLOSED)
-            assert relay.breaker.outage is not None
-            assert relay.breaker.outage.fault_class == "unavailable"
-            assert await untroubled(outbox)
-            behind = (await figures(outbox)).pending
-
-            await asyncio.to_thread(server.start)
-            await talk(outbox, 50)
-            await drained(outbox, patience=90)
-        assert await untroubled(outbox)
-    await assert_whole(outbox, url, 410)
-    assert behind >= 300
-    assert relay.breaker.closed
-    assert relay.breaker.trips >= 1
-    assert relay.stats.blocked == 0

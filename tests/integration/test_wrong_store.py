@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
-from sqlite3 import connect
 from uuid import UUID, uuid4
 
 import pytest
@@ -20,10 +19,9 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.status import read_status
-from letopis.outbox.relay.store_binding import destination_of, find_refusal
+from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.engines import create_store_engine
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.model.codec import encode
@@ -31,9 +29,10 @@ from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
+from tests.support.moves import run_sql
 from tests.support.platforms import posix_only
 from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, running, say, sql, until
-from tests.support.sayings import NewStore, present, raises_fault
+from tests.support.sayings import NewStore, raises_fault
 from tests.support.store_changes import run_there
 
 KINDS = ("sqlite", "postgresql", "mariadb")
@@ -65,14 +64,8 @@ async def exchange(url: str, store_id: UUID) -> UUID:
     """Give the database another identity beneath all who have it open, and return the one that it had."""
     async with ConversationStore.open(url) as store:
         before = (await store.identity()).store_id
-    engine = create_store_engine(url)
-    try:
-        async with engine.begin() as connection:
-            table = sa.table("letopis_store", sa.column("store_id", sa.Uuid if "postgres" in url else sa.LargeBinary))
-            value = store_id if "postgres" in url else store_id.bytes
-            await connection.execute(sa.update(table).values(store_id=value))
-    finally:
-        await engine.dispose()
+    table = sa.table("letopis_store", sa.column("store_id", sa.Uuid if "postgres" in url else sa.LargeBinary))
+    await run_sql(url, sa.update(table).values(store_id=store_id if "postgres" in url else store_id.bytes))
     return before
 
 
@@ -184,17 +177,6 @@ class TestBinding:
         assert await outbox.write(write(first, 99)) == StoreBinding()
         assert await outbox.write(write(first, 0)) == StoreBinding(store_id=first, destination=place)
         assert (await outbox.write(write(second, 0))).store_id == first
-
-    async def test_file_of_an_older_release_binds_where_known(self, outbox: OutboxFile, urls: Urls) -> None:
-        async with two_stores(*urls) as (store, other):
-            await deliver(outbox, store, 3)
-            await sql(outbox, "UPDATE letopis_outbox_origin SET store_id = NULL, destination = NULL")
-            await refused(outbox, other, "wrong_store stranger")
-            assert (await lane(outbox, "c")).delivered == 4
-            relay = relay_on(outbox, store)
-            assert await relay.drain() == 0
-            assert relay.breaker.closed
-            assert (await bound(outbox)).store_id == (await store.identity()).store_id
 
     async def test_the_address_follows_the_store(self, outbox: OutboxFile, tmp_path: Path) -> None:
         async with ConversationStore.open(tmp_path / "a.db") as store:
@@ -320,26 +302,6 @@ class TestDestination:
         async with History(path, store=tmp_path / "c.db", relay=False, watch=False) as history:
             assert (await bound(history.outbox)).destination == wanted  # who only reads decides nothing
 
-    async def test_a_relay_that_names_another_place_is_refused(self, tmp_path: Path, urls: Urls) -> None:
-        path = tmp_path / "bot.outbox.db"
-        right, wrong = urls
-        async with History(path, store=right, relay=False) as history:
-            await history.append("c", Message.user("hello"))
-            outbox = history.outbox
-            for url in (wrong, str(store_beside(path))):
-                store = ConversationStore(url)
-                relay = relay_on(outbox, store)
-                assert await relay.drain() == 0
-                assert relay.breaker.reason == "wrong_store destination"
-                assert destination_of(right) in str(relay.breaker.outage)
-                assert destination_of(url) in str(relay.breaker.outage)
-                present(await find_refusal(outbox, store))
-                await store.close()
-            assert not store_beside(path).exists()
-            assert await bound(outbox) == StoreBinding(destination=destination_of(right))
-            async with ConversationStore.open(right, migrate=True) as store:
-                assert await relay_on(outbox, store).drain() == 2
-
     async def test_a_reader_makes_no_store_where_one_was_named(self, tmp_path: Path) -> None:
         path = tmp_path / "bot.outbox.db"
         async with History(path, store=tmp_path / "elsewhere.db", relay=False) as history:
@@ -407,42 +369,6 @@ class TestDestination:
 class TestVerbs:
     """What an operator does about it."""
 
-    async def test_store_gone_for_good_is_replaced_and_losses_told(self, outbox: OutboxFile, urls: Urls) -> None:
-        gone, fresh = urls
-        async with ConversationStore.open(gone, migrate=True) as store:
-            for name, count in (("whole", 3), ("half", 5), ("all", 2)):
-                await say(outbox, name, count)
-            await relay_on(outbox, store).drain()
-        # `half` and `all` have left the tail in part, and whole.
-        for name, last in (("half", 2), ("all", 3)):
-            gone_events = f"SELECT position FROM letopis_outbox_log WHERE conversation_id = '{name}'"
-            await sql(
-                outbox,
-                f"DELETE FROM letopis_outbox_events WHERE position IN ({gone_events} AND sequence <= {last})",
-            )
-            await sql(outbox, f"UPDATE letopis_outbox_lanes SET pruned = {last} WHERE conversation_id = '{name}'")
-
-        async with ConversationStore.open(fresh, migrate=True) as store:
-            ahead = await OutboxAdmin(outbox).rebind(store, dry_run=True)
-            assert (ahead.resent, ahead.lost) == (4 + 4, {"half": 2, "all": 3})
-            assert await bound(outbox) == ahead.before
-            assert await OutboxAdmin(outbox).rebind(store) == ahead
-            assert (await bound(outbox)).store_id == (await store.identity()).store_id
-
-            await relay_on(outbox, store).drain()
-            assert len(await texts(fresh, "whole")) == 3
-            assert await texts(fresh, "half") == await texts(fresh, "all") == []
-            assert (await figures(outbox)).lanes["blocked"] == 2
-            for name in ("half", "all"):
-                found = await lane(outbox, name)
-                assert (found.state, found.fault_class) == ("blocked", "lost")
-                given_up = await OutboxAdmin(outbox).skip_missing(store, name, reason="gone with the old store")
-                assert len(given_up) == ahead.lost[name]
-            await relay_on(outbox, store).drain()
-            left = await figures(outbox)
-            assert (left.pending, left.lanes["blocked"]) == (0, 0)
-        assert len(await texts(fresh, "half")) == 4
-
     async def test_rebinding_fences_what_a_running_relay_has_under_way(self, outbox: OutboxFile, urls: Urls) -> None:
         async with two_stores(*urls) as (old, new):
             relay = relay_on(outbox, old)
@@ -463,21 +389,3 @@ class TestVerbs:
             await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'lost'")
             with pytest.raises(StoreFault, match="bound to"):
                 await OutboxAdmin(outbox).skip_missing(wrong, "c", reason="no")
-
-    async def test_a_staging_copy_takes_nothing_from_production(self, outbox: OutboxFile, tmp_path: Path) -> None:
-        async with ConversationStore.open(tmp_path / "live.db") as live:
-            await deliver(outbox, live)
-        with closing(connect(tmp_path / "live.db")) as source, closing(connect(tmp_path / "copy.db")) as target:
-            source.backup(target)
-        async with (
-            ConversationStore.open(tmp_path / "live.db") as live,
-            ConversationStore.open(tmp_path / "copy.db") as copy,
-        ):
-            before = await live.identity()
-            assert await copy.identity() == before
-            assert (await copy.new_identity()).store_id not in (None, before.store_id)
-            await say(outbox, "c", 1)
-            await refused(outbox, copy, "wrong_store identity")
-            assert await live.identity() == before
-            assert await relay_on(outbox, live).drain() == 1
-            assert len(await copy.messages("c")) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import OutboxUnavailable
 from letopis.testing import FaultyStore
 from tests.support.open_incidents import open_incidents
-from tests.support.relays import Hands, say, sql
+from tests.support.relays import Hands, Lingering, end, say, sql
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 AWAY = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the server does not answer")
@@ -345,29 +344,15 @@ async def test_a_failing_callback_is_called_again_and_logged_without_its_text(
 
 async def test_a_callback_may_be_a_plain_function_and_may_block(town: Town) -> None:
     calls: list[str | None] = []
-    beats = threading.Semaphore(0)
+    loop = asyncio.get_running_loop()
 
     def on_stuck(incident: Incident) -> None:
-        if calls:
-            assert all(beats.acquire(timeout=60) for _ in range(30)), "the event loop went on"
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(60)  # the event loop goes on
         calls.append(incident.owner_id)
 
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(0.01)
-            beats.release()
-
-    town.store.refused = {"bad"}
-    await town.say("bad", "1")
-    town.watches = [town.watch(on_stuck=on_stuck)]
-    await town.run(60)
-    beating = asyncio.create_task(beat())
-    await town.say("bad2", "2")
-    await town.set_lanes("state = 'blocked' WHERE conversation_id = 'bad2'")
-    await town.watches[0].observe_once()
-    beating.cancel()
-
-    assert calls == ["1", "2"]
+    await town.block("bad", owner="1")
+    await town.watch(on_stuck=on_stuck).observe_once()
+    assert calls == ["1"]
 
 
 async def test_a_hanging_callback_disturbs_nobody(town: Town) -> None:
@@ -456,19 +441,10 @@ async def test_what_is_being_told_when_the_watch_ends_is_told_to_the_end(town: T
 
 
 async def test_a_call_that_is_cancelled_with_its_caller_leaves_nothing_behind() -> None:
-    cancelled = asyncio.Event()
-
-    async def waits() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            cancelled.set()
-
-    calling = asyncio.create_task(call_with_timeout(waits, seconds=60))
-    await asyncio.sleep(0.02)
-    calling.cancel()
-    await asyncio.wait([calling])
+    work = Lingering()
+    calling = asyncio.create_task(call_with_timeout(work, seconds=60))
+    await work.began.wait()
+    await end(calling)
     with anyio.fail_after(30):
-        await cancelled.wait()
-
+        await work.ended.wait()
     assert calling.cancelled()

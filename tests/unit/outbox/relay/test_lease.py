@@ -7,7 +7,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -180,31 +180,25 @@ async def test_who_rests_takes_its_lease_again_and_who_ends_says_so_in_the_lock_
     assert not lives(now, outbox.path, now_us=now, within=30)
 
 
-async def test_two_standbys_that_look_at_once_do_not_both_take_over(outbox: OutboxFile, hands: Hands) -> None:
-    class Together:
-        """The file, whose writers wait until both have read."""
-
-        def __init__(self) -> None:
-            self.waiting, self.both = 0, asyncio.Event()
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(outbox, name)
-
-        async def write(self, work: Any) -> Any:
-            self.waiting += 1
-            if self.waiting == 2:
-                self.both.set()
-            await self.both.wait()
-            return await outbox.write(work)
-
-    together = cast("OutboxFile", Together())
+async def test_two_standbys_that_look_at_once_do_not_both_take_over(
+    outbox: OutboxFile, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped = lease(outbox)
     await stopped.acquire()
-    two = [standby_of(together, hands) for _ in range(2)]
+    two = [standby_of(outbox, hands) for _ in range(2)]
     for standby in two:
         assert not await standby.acquire()
     hands.advance(31)
+    write, waiting, both = outbox.write, list[Any](), asyncio.Event()
 
+    async def when_both_have_read(work: Any) -> Any:
+        waiting.append(work)
+        if len(waiting) == 2:
+            both.set()
+        await both.wait()
+        return await write(work)
+
+    monkeypatch.setattr(outbox, "write", when_both_have_read)
     async with asyncio.timeout(60):
         taken = await asyncio.gather(*(standby.acquire() for standby in two))
     assert sorted(taken) == [False, True]

@@ -12,11 +12,9 @@ from unittest.mock import AsyncMock, Mock
 import anyio
 import pytest
 
-from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.dispatcher import Dispatcher
-from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES
-from letopis.outbox.retry.circuit_breaker import Breaker, BreakerState
+from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import FaultClass
 from letopis.store.errors import Closed, InvalidInput, OriginSuperseded, OutboxUnavailable
@@ -189,23 +187,6 @@ async def test_a_lost_acknowledgement_is_only_a_second_delivery(
     assert (store.held("a"), relay.stats.duplicates, relay.stats.acks_lost) == (4, 4, 1)
 
 
-async def test_two_relays_without_the_lock_lose_double_and_reorder_nothing(outbox: OutboxFile) -> None:
-    store = ToldStore()
-    relays = [relay_on(outbox, store, locked=False, batch=7) for _ in range(2)]
-    tasks = [asyncio.create_task(relay.run()) for relay in relays]
-    for number in range(300):
-        await say(outbox, f"c{number % 5}", 1)
-    await drained(outbox, patience=60)
-    for task in tasks:
-        await end(task)
-
-    log = "SELECT event_id, digest FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence"
-    for number in range(5):
-        said = await sql(outbox, log, (f"c{number}",))
-        assert [(one.bytes, digest) for one, digest in store.lanes[f"c{number}"]] == said
-        assert len(said) == 61
-
-
 async def test_the_loop_outlives_whatever_a_step_raises(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -341,30 +322,6 @@ async def test_use_after_close_ends_the_relay(outbox: OutboxFile) -> None:
         with pytest.raises(Closed):
             await task
     assert (await lane(outbox, "a")).pending == 2
-
-
-async def test_relays_of_one_process_share_what_they_know_of_the_store(tmp_path: Path, hands: Hands) -> None:
-    clock = Clock(now=hands.now, monotonic=hands.monotonic)
-    breaker = Breaker(clock=clock, uniform=lambda low, high: high)
-    store = ToldStore(lambda _: DOWN)
-    files = [await OutboxFile.open(tmp_path / f"{number}.db") for number in range(2)]
-    relays = [relay_on(one, store, breaker=breaker, hands=hands) for one in files]
-    for number, one in enumerate(files):
-        await say(one, f"of file {number}")
-    for _ in range(5):
-        for relay in relays:
-            await relay.drain_once()
-    assert len(store.batches) == MAX_UNAVAILABLE_TRIES
-
-    store.refuse = lambda _: None
-    hands.advance(1)
-    await relays[1].drain_once()
-    assert breaker.closed
-    for relay in relays:
-        await relay.drain()
-    assert [(await figures(one)).pending for one in files] == [0, 0]
-    for one in files:
-        await one.close()
 
 
 async def test_what_is_said_of_a_refusal_names_its_subject_and_not_its_content(
