@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,16 +14,12 @@ import sqlalchemy as sa
 
 from letopis.outbox import History, Incident
 from letopis.outbox.alerting.channels import Alert
-from letopis.outbox.alerting.incidents import IncidentKind, IncidentState
+from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.alerting.monitor import AlertMonitor
-from letopis.outbox.diagnostics.check_store import check_store
-from letopis.outbox.diagnostics.finding import Level
 from letopis.outbox.diagnostics.integrity import differences, read_reference
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.outbox.operations.pending_events import Selection
-from letopis.outbox.operations.repair import retry
 from letopis.outbox.operations.status import Status, read_status
 from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore
@@ -32,7 +27,6 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.faults import FaultClass
 from letopis.store.maintenance.continuity import LogCount
 from letopis.store.model.messages import Message
-from tests.campaigns.invariants import check
 from tests.support.platforms import posix_only
 from tests.support.relays import DOWN, Hands, ToldStore, drained, fault, lane, relay_on, running, say, until
 from tests.support.sayings import present
@@ -40,7 +34,7 @@ from tests.support.servers import PostgresServer
 from tests.support.sqlite_rows import rows
 from tests.support.statements import statements_of
 from tests.support.store_changes import copied, put_back, run_there
-from tests.support.verdicts import assert_whole, is_whole
+from tests.support.verdicts import is_whole
 
 NEVER = 1e9
 SOON = 0.1
@@ -58,15 +52,6 @@ async def status_of(outbox: OutboxFile) -> Status:
     return await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
 
 
-async def loses(outbox: OutboxFile, count: int) -> bool:
-    return (await status_of(outbox)).lost == count
-
-
-async def doctors(outbox: OutboxFile, url: str) -> dict[str, Level]:
-    reference = read_reference(outbox.path, events=False)
-    return {one.check: one.level async for one in check_store(url, reference)}
-
-
 async def contradictions(outbox: OutboxFile, url: str) -> list[str]:
     kept = present(read_reference(outbox.path))
     engine = create_store_engine(url, pool_size=1)
@@ -74,40 +59,6 @@ async def contradictions(outbox: OutboxFile, url: str) -> list[str]:
         return [one async for one in differences(kept, engine)]
     finally:
         await engine.dispose()
-
-
-async def test_restored_in_quiet_heals(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every
-) -> None:
-    """No event, no restart, no connection lost: only time passes."""
-    every(SOON)
-    async with running(relay_on(outbox, store)) as relay:
-        await say(outbox, "old", 5)
-        await drained(outbox)
-        backup = await copied(store_url)
-        for name in ("old", "new", "newer"):
-            await say(outbox, name, 5)
-        await drained(outbox)
-        await put_back(store_url, backup)
-
-        await until(lambda: is_whole(outbox, store_url, 6 + 5 + 6 + 6))
-        assert relay.breaker.trips == 0
-    assert (await doctors(outbox, store_url))["store_heads"] is Level.OK
-
-
-async def test_without_the_interval(outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every) -> None:
-    """The control of the one before."""
-    every(NEVER)
-    async with running(relay_on(outbox, store)):
-        backup = await copied(store_url)
-        await say(outbox, "new", 5)
-        await drained(outbox)
-        await asyncio.sleep(0.5)  # what follows from connections made
-        await put_back(store_url, backup)
-        await asyncio.sleep(1.0)
-
-        assert (await check([outbox.path], store_url, drained=True)).stored == 0
-        assert (await doctors(outbox, store_url))["store_heads"] is Level.FAIL
 
 
 async def test_absorbed_fault_compares(
@@ -170,86 +121,6 @@ async def test_a_connection_made_anew_by_a_read_is_enough(outbox: OutboxFile) ->
         await until(lambda: store.held("a") == 4)
 
 
-async def test_what_is_lost_is_told(outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every) -> None:
-    every(SOON)
-    prune = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us)
-    watch = AlertMonitor(outbox)
-    async with running(relay_on(outbox, store)) as relay:
-        await say(outbox, "a", 3)
-        await drained(outbox)
-        backup = await copied(store_url)
-        await say(outbox, "a", 2)
-        await say(outbox, "b", 2)
-        await drained(outbox)
-        whole = await copied(store_url)
-        await outbox.write(prune)
-        assert (await status_of(outbox)).healthy
-        await put_back(store_url, backup)
-
-        await until(lambda: loses(outbox, 2))
-        found = await status_of(outbox)
-        assert (found.pending, found.lanes["blocked"], found.healthy) == (0, 2, False)
-        assert "2 conversations have lost events" in found.verdict
-        assert "`letopis outbox skip --missing`" in ((await lane(outbox, "a")).fault or "")
-        assert relay.stats.blocked == 2
-        await watch.observe_once()
-        cases = (await status_of(outbox)).incidents
-        assert {(case.kind, case.conversation_id) for case in cases} == {
-            (IncidentKind.CONVERSATION_BLOCKED, "a"),
-            (IncidentKind.CONVERSATION_BLOCKED, "b"),
-        }
-        # A retry without a fix is reported again.
-        assert await outbox.write(lambda connection: retry(connection, Selection())) == ["a", "b"]
-        await until(lambda: loses(outbox, 2))
-
-        await put_back(store_url, whole)
-        await until(lambda: loses(outbox, 0))
-        await watch.observe_once()
-        assert (await status_of(outbox)).healthy
-    assert (await check([outbox.path], store_url, drained=True)).ok
-
-
-@pytest.mark.parametrize("place", ["first", "middle", "last", "all"])
-async def test_deleted_events(
-    outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every, place: str
-) -> None:
-    every(SOON)
-    where = {"first": "= 1", "middle": "= 4", "last": "= 9", "all": "> 0"}[place]
-    quote = "`" if "mysql" in store_url else '"'
-    async with running(relay_on(outbox, store)):
-        await say(outbox, "a", 8)
-        await drained(outbox)
-        whole = await copied(store_url)
-        assert (await doctors(outbox, store_url))["store_log"] is Level.OK
-        assert await contradictions(outbox, store_url) == []
-        await run_there(store_url, f"DELETE FROM letopis_events WHERE {quote}position{quote} {where}")
-
-        async def told() -> bool:
-            return [case.kind for case in (await status_of(outbox)).incidents] == [IncidentKind.HISTORY_INCOMPLETE]
-
-        await until(told)
-        found = await status_of(outbox)
-        assert not found.healthy
-        assert found.incidents[0].state is IncidentState.FIRING
-        assert "lacks" in (found.incidents[0].reason or "")
-        assert "The history store has lost events that it counts" in found.verdict
-        assert (await doctors(outbox, store_url))["store_log"] is Level.FAIL
-        missing = await contradictions(outbox, store_url)
-        assert any("lacks" in one for one in missing)
-        assert any("counts as delivered, and no log has it" in one for one in missing)
-        # It keeps delivering.
-        await say(outbox, "b", 1)
-        await drained(outbox)
-
-        await put_back(store_url, whole)
-
-        async def well() -> bool:
-            return (await status_of(outbox)).healthy and (await check([outbox.path], store_url, drained=True)).ok
-
-        await until(well)
-    await assert_whole(outbox, store_url)
-
-
 async def test_operators_hear_of_deleted_events_are_reminded_and_hear_the_end(outbox: OutboxFile) -> None:
     """And users hear nothing: what they said was saved, and nothing of theirs waits."""
     store = ToldStore()
@@ -304,9 +175,15 @@ async def test_a_user_is_not_told_of_what_was_saved_once(outbox: OutboxFile) -> 
     assert told == []
 
 
-async def test_a_long_log_is_counted_a_stretch_at_a_time(outbox: OutboxFile, store: ConversationStore) -> None:
+@pytest.mark.parametrize(("gone", "missing"), [(0, []), (1, [0]), (9, [1]), (30, [0, 1, 2, 3, 4])])
+async def test_a_long_log_is_counted_a_stretch_at_a_time(
+    outbox: OutboxFile, store: ConversationStore, store_url: str, gone: int, missing: list[int]
+) -> None:
+    """And its end in each look."""
     await say(outbox, "a", 29)
     await relay_on(outbox, store).drain()
+    quote = "`" if "mysql" in store_url else '"'
+    await run_there(store_url, f"DELETE FROM letopis_events WHERE {quote}position{quote} = {gone}")
     looks = []
     after = 0
     while True:
@@ -316,7 +193,7 @@ async def test_a_long_log_is_counted_a_stretch_at_a_time(outbox: OutboxFile, sto
             break
 
     assert [one.next for one in looks] == [7, 14, 21, 28, 0]
-    assert not any(one.missing for one in looks)
+    assert [number for number, one in enumerate(looks) if one.missing] == missing
 
 
 async def test_quiet_costs_a_few_statements(outbox: OutboxFile, store: ConversationStore, hands: Hands) -> None:
@@ -446,29 +323,3 @@ async def test_history_file_removed_under_a_running_bot_is_missed_and_filled_on_
 
         assert rows(store, STORED) == [(6,)]
         assert len(await history.store.messages("c1", last=20)) == 6
-
-
-@posix_only("Windows replaces no open file")
-async def test_history_file_replaced_under_a_running_bot_is_used_and_filled_at_the_next_start(tmp_path: Path) -> None:
-    """The pool kept using the file that was replaced, and receipts said ``saved`` of it."""
-    store = tmp_path / "history.db"
-    async with History(tmp_path / "bot.outbox.db", store=store) as history, asyncio.timeout(60):
-        await history.append("c1", Message.user("in the backup"))
-        assert await history.drained()
-        rows(store, f"VACUUM INTO '{tmp_path / 'backup'}'")
-        await history.append("c2", Message.user("not in the backup"))
-        assert await history.drained()
-        for one in tmp_path.glob("history.db*"):
-            one.unlink()
-        shutil.move(tmp_path / "backup", store)
-
-        receipt = await history.append("c3", Message.user("and on it goes"))
-        assert await receipt.saved(timeout=20)
-        assert rows(store, STORED) >= [(2,)]
-    async with History(tmp_path / "bot.outbox.db", store=store) as history:
-        await history.append("c3", Message.user("after a start"))
-        assert await history.drained(timeout=20)
-        # What the backup lacks is found in a quiet moment after that, and sent again.
-        await until(lambda: rows(store, STORED) >= [(4,)])
-
-        assert rows(store, STORED) == [(4,)]

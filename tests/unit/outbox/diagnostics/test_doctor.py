@@ -290,6 +290,8 @@ class TestStore:
             (REBIND, "store_identity", Level.FAIL, "is bound to 00000000"),
             ("UPDATE letopis_store SET moved_to = 'db'", "store_identity", Level.FAIL, "was moved away, to db"),
             ("DELETE FROM letopis_events WHERE version = 1", "store_log", Level.FAIL, "lacks 1 events"),
+            ("UPDATE letopis_outbox_lanes SET head = head", "store_heads", Level.OK, "1 conversations are as far"),
+            ("UPDATE letopis_lanes SET sequence = 1", "store_heads", Level.FAIL, "lacks delivered events of 1 of 1"),
             (TASK.format(1), "store_tasks", Level.WARN, "7 rows left"),
             (TASK.format(1 << 52), "store_tasks", Level.OK, "7 rows left"),
         ],

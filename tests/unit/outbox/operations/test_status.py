@@ -72,6 +72,7 @@ UNREACHABLE = "The history store is unreachable since 2026-11-25 12:03:00Z (the 
 REACHABLE = "The history store is reachable again"
 REFUSING = "The history store answers and refuses every delivery since 2026-11-25 12:03:00Z"
 PENDING = "pending, nothing is lost."
+NEITHER = "that neither the history store nor this outbox holds"
 FORBIDS = BreakerStatus(state="open", reason="misconfigured 42501", detail="no right")
 
 
@@ -82,6 +83,7 @@ def status(
     breaker: BreakerStatus | None = None,
     relay: RelayStatus = RUNNING,
     kinds: tuple[IncidentKind, ...] = (),
+    lost: int = 0,
     wal_bytes: int = 0,
     oldest: float | None = None,
 ) -> Status:
@@ -93,7 +95,7 @@ def status(
         oldest_pending_seconds=oldest,
         delivered=0,
         lanes={"blocked": blocked},
-        lost=0,
+        lost=lost,
         breaker=breaker or BreakerStatus(),
         relay=relay,
         incidents=tuple(IncidentRecord(incident_id=uuid7(), kind=kind, opened_at=NOW) for kind in kinds),
@@ -131,6 +133,14 @@ UNHEALTHY = [
     (
         status(pending=2, kinds=(IncidentKind.STORE_DOWN,)),
         f"2 events are being delivered. {REACHABLE}; its incident closes after a quiet minute.",
+    ),
+    (
+        status(blocked=2, lost=2),
+        f"2 conversations have lost events {NEITHER}: see `letopis outbox list`.",
+    ),
+    (
+        status(kinds=(IncidentKind.HISTORY_INCOMPLETE,)),
+        "The history store has lost events that it counts: restore it from a backup.",
     ),
     (
         status(pending=2, blocked=1, breaker=OUTAGE),

@@ -36,6 +36,7 @@ async def test_a_lost_lane_stays_lost_while_the_store_holds_nothing_of_it(outbox
     assert told == [{"a": 1}, {}]
     found = await lane(outbox, "a")
     assert (found.state, found.fault_class, found.delivered, found.pruned) == ("blocked", "lost", 1, 1)
+    assert "`letopis outbox skip --missing`" in (found.fault or "")
 
 
 async def test_a_log_that_is_whole_again_is_noticed_in_the_first_pass_of_the_next_relay(outbox: OutboxFile) -> None:
