@@ -18,7 +18,6 @@ from letopis.outbox.file.inspection import store_beside
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
 from letopis.outbox.operations.admin import OutboxAdmin
-from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.conversation_store import ConversationStore
@@ -190,28 +189,6 @@ class TestBinding:
 
 class TestExchange:
     """Another database behind the same address."""
-
-    async def test_beneath_a_running_relay(self, outbox: OutboxFile, urls: Urls) -> None:
-        async with ConversationStore.open(urls[0], migrate=True) as store:
-            relay = relay_on(outbox, store)
-            async with running(relay):
-                await say(outbox, "c", 2)
-                await drained(outbox)
-                right = await exchange(urls[0], uuid4())
-                await say(outbox, "c", 2)
-                await until(lambda: not relay.breaker.closed)
-                assert relay.breaker.reason == "wrong_store identity"
-                await asyncio.sleep(0.3)
-                status = await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
-                assert status.pending == 2
-                assert status.wrong_store
-                assert not status.healthy
-                assert len(await texts(urls[0])) == 2
-
-                await exchange(urls[0], right)
-                await drained(outbox, patience=20)
-                assert relay.breaker.closed
-        assert len(await texts(urls[0])) == 4
 
     async def test_of_one_file_does_not_hold_up_others(self, outbox: OutboxFile, urls: Urls, tmp_path: Path) -> None:
         other = await OutboxFile.open(tmp_path / "other.outbox.db")

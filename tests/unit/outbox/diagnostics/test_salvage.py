@@ -105,27 +105,6 @@ async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(path: Path, new: P
     assert rows(new, said) == rows(path, said)
 
 
-async def test_what_was_salvaged_is_delivered_to_the_store_that_had_a_part_of_it(
-    path: Path, new: Path, tmp_path: Path
-) -> None:
-    store = f"sqlite:///{tmp_path}/history.db"
-    await delivered(path, store)
-    async with History(path, store=store, relay=False, watch=False) as history:
-        for turn in range(3):
-            await history.append("two", Message.user(f"two goes on {turn}"), owner="42")
-    overwrite(path, path.read_bytes().index(b"two goes on 1"), b"TWO")
-    done = await salvage(path, new)
-    assert done.lost == {"two": (6,)}
-
-    async with History(new, store=store, watch=False) as history:
-        assert await OutboxAdmin(history.outbox).skip_missing(history.store, "two", reason="a disk failed") == (6,)
-        assert await history.drained(20)
-    verdict = await check([new], store, drained=True)
-
-    assert verdict.ok, verdict
-    assert verdict.stored == 11
-
-
 async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path: Path, new: Path) -> None:
     """SQLite reads up to the damage, and its own check finds nothing wrong."""
     path = await outbox_in(tmp_path, wal=True)
