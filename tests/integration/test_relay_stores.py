@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.conversation_store import ConversationStore
@@ -37,21 +35,3 @@ async def test_missing_schema_waits_and_charges_nobody(outbox: OutboxFile, fresh
 
     assert (await lane(outbox, "a")).attempts == 0
     assert relay.stats.delivered == 6
-
-
-async def test_outbox_stays_free(outbox: OutboxFile, store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a request to the store is in progress, the outbox file can be written: otherwise that waits in vain."""
-    apply = store.apply
-    written = []
-
-    async def slow(*arguments: object) -> object:
-        result = await apply(*arguments)  # type: ignore[arg-type]
-        written.append(await say(outbox, "meanwhile"))
-        return result
-
-    monkeypatch.setattr(store, "apply", slow)
-    for _ in range(3):
-        await say(outbox, "a", 5)
-        await relay_on(outbox, store).drain_once()
-
-    assert len(written) == 3

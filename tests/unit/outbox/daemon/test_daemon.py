@@ -165,20 +165,6 @@ class TestFiles:
             async with running(path, store=str(path)):
                 pytest.fail("it delivers into itself")
 
-    async def test_a_file_that_is_replaced_is_opened_anew(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "old")
-        new = await made(tmp_path / "new.outbox.db", "new", messages=4)
-        async with running(path, store=str(tmp_path / "history.db")) as daemon:
-            await until(nothing_pending(daemon))
-            for leftover in tmp_path.glob("bot.outbox.db-*"):
-                leftover.unlink()
-            new.replace(path)
-
-            async def both() -> bool:
-                return await stored(tmp_path / "history.db") == 3 + 5
-
-            await until(both, patience=40)
-
     async def test_whatever_a_relay_raises_it_is_started_again(
         self, bot: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -300,32 +286,33 @@ class TestReload:
         order = [one.split("=")[0] for one in told.said if one.startswith(("READY", "RELOADING", "STOPPING"))]
         assert order == ["READY", "RELOADING", "READY", "STOPPING"]
 
-    async def test_a_typing_error_changes_nothing_and_is_said(
-        self, bot: Path, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(
+        ("found", "logged"),
+        [
+            (ConfigurationError("letopis.toml: 'polcy' is not known"), ("ERROR", "left as it was")),
+            ("postgresql://x:y@z/h", ("WARNING", "a change of outboxes and store takes a restart")),
+        ],
+        ids=["a typing error", "what takes a restart"],
+    )
+    async def test_what_cannot_be_taken_over_changes_nothing_and_is_said(
+        self, bot: Path, caplog: pytest.LogCaptureFixture, found: Any, logged: tuple[str, str]
     ) -> None:
+        other = await made(bot.with_name("other.outbox.db"), "c1")
         told, box = Told(), dict[str, Any]()
         async with self.served(bot, told, box) as daemon:
-            box["error"] = ConfigurationError("letopis.toml: 'polcy' is not known")
-            daemon.reload()
-            await until(lambda: told.count("READY") == 2)
-            assert daemon.workers[0].condition is FileCondition.WORKING
-            await until(lambda: any("reload failed" in one for one in told.said), patience=20)
-
-        assert any("left as it was" in record.message and record.levelname == "ERROR" for record in caplog.records)
-
-    async def test_what_takes_a_restart_is_said(
-        self, tmp_path: Path, bot: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        other = await made(tmp_path / "other.outbox.db", "c1")
-        told, box = Told(), dict[str, Any]()
-        async with self.served(bot, told, box) as daemon:
-            box["settings"] = replace(box["settings"], outboxes=(str(bot), str(other)), store="postgresql://x:y@z/h")
+            if isinstance(found, str):
+                box["settings"] = replace(box["settings"], outboxes=(str(bot), str(other)), store=found)
+            else:
+                box["error"] = found
             daemon.reload()
             await until(lambda: told.count("READY") == 2)
             await asyncio.sleep(0.3)
-            assert [served.path for served in daemon.workers] == [bot]
+            assert [(one.path, one.condition) for one in daemon.workers] == [(bot, FileCondition.WORKING)]
+            reported = not isinstance(found, str)
+            await until(lambda: any("reload failed" in one for one in told.said) is reported, patience=20)
 
-        assert any("a change of outboxes and store takes a restart" in record.message for record in caplog.records)
+        level, text = logged
+        assert [record.levelname for record in caplog.records if text in record.message] == [level]
 
 
 async def test_being_cancelled_closes_everything(bot: Path) -> None:

@@ -153,24 +153,6 @@ async def test_the_stores_beside_closed_files_are_closed_too(tmp_path: Path) -> 
         assert rows(tmp_path / f"{number}.history.db", "SELECT count(*) FROM letopis_events") == [(count,)]
 
 
-async def test_what_is_appended_to_a_closed_file_is_delivered(tmp_path: Path) -> None:
-    paths = await made_fleet(tmp_path)
-    async with fleet(tmp_path) as daemon:
-        await until(quiet(daemon), patience=60)
-        # A bot keeps its file open, and another opens it for a moment.
-        outbox = await OutboxFile.open(paths[0])
-        try:
-            for count in (3, 6):
-                await say(outbox, "c0", 3)
-                await made(paths[count - 1], f"c{count - 1}", messages=3)
-                await until(lambda: sum(status(path).pending for path in paths) == 0, patience=30)
-                await until(quiet(daemon), patience=30)
-        finally:
-            await outbox.close()
-
-    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(18 + 12,)]
-
-
 async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_replaced_is_served(tmp_path: Path) -> None:
     paths = await made_fleet(tmp_path)
     new = await made(tmp_path / "new", "other", messages=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock
@@ -20,52 +20,45 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store import ContentRetention, ConversationStore, Message
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace, DueCheckpoints
 from letopis.store.maintenance.retention import DueContent
-from letopis.store.model.events import from_microseconds
 from letopis.store.rules.retention import RetentionRule
 from tests.support.relays import Hands, Lingering, ToldStore, deliver_all, relay_on, running, say, until
 
 STORE = UUID(int=1)
+CONTENT, CHECKPOINTS = ContentRetention(max_age_days=30), ContentRetention(checkpoints_last=1)
 
 
-class Time:
-    def __init__(self) -> None:
-        self.seconds = 1_000.0
-
-    @property
-    def clock(self) -> Clock:
-        return Clock(now=lambda: from_microseconds(round(self.seconds * 1_000_000)), monotonic=lambda: self.seconds)
+@pytest.fixture
+async def trimmer(outbox: OutboxFile, tmp_path: Path, hands: Hands) -> AsyncIterator[ContentTrimmer]:
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        yield ContentTrimmer(outbox, store, clock, retention=CHECKPOINTS, stats=RelayStats())
 
 
 @pytest.mark.parametrize("rests", [True, False])
 async def test_a_running_relay_rests_as_its_steps_take_and_one_that_drains_does_not(
-    outbox: OutboxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rests: bool
+    trimmer: ContentTrimmer, hands: Hands, monkeypatch: pytest.MonkeyPatch, rests: bool
 ) -> None:
-    time = Time()
-
     async def trim(_: ContentRetention) -> bool:
-        time.seconds += 0.02
+        hands.advance(0.02)
         return True
 
-    async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
-        content = ContentRetention(max_age_days=30)
-        trimmer = ContentTrimmer(outbox, store, time.clock, retention=content, stats=RelayStats())
-        trimmer.rests = rests
-        monkeypatch.setattr(trimmer, "_trim", trim)
-        assert trimmer.due(STORE) and await trimmer.step(STORE)
-        # Its events are delivered meanwhile, and the tasks of the store carried out.
-        for seconds, rested in ((0.08, False), (9.8, False), (0.2, True)):
-            time.seconds += seconds
-            assert trimmer.due(STORE) is (rested or not rests)
-        # However long one was held up, as by an outage.
-        await trimmer.step(STORE)
-        for seconds, rested in ((3_600, False), (60, True)):
-            time.seconds += seconds
-            assert trimmer.due(STORE) is (rested or not rests)
+    trimmer.retention, trimmer.rests = CONTENT, rests
+    monkeypatch.setattr(trimmer, "_trim", trim)
+    assert trimmer.due(STORE) and await trimmer.step(STORE)
+    # Its events are delivered meanwhile, and the tasks of the store carried out.
+    for seconds, rested in ((0.08, False), (9.8, False), (0.2, True)):
+        hands.advance(seconds)
+        assert trimmer.due(STORE) is (rested or not rests)
+    # However long one was held up, as by an outage.
+    await trimmer.step(STORE)
+    for seconds, rested in ((3_600, False), (60, True)):
+        hands.advance(seconds)
+        assert trimmer.due(STORE) is (rested or not rests)
 
 
 async def test_a_relay_that_runs_rests_and_one_that_drains_does_not(outbox: OutboxFile, tmp_path: Path) -> None:
     async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
-        relay = Relay(outbox, store, retention=ContentRetention(max_age_days=30))
+        relay = Relay(outbox, store, retention=CONTENT)
         await relay.drain()
         assert not relay._dispatcher.trimmer.rests
         async with running(relay):
@@ -75,7 +68,7 @@ async def test_a_relay_that_runs_rests_and_one_that_drains_does_not(outbox: Outb
 async def test_a_round_is_begun_once_an_hour_however_often_the_relay_is_idle(
     outbox: OutboxFile, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay = relay_on(outbox, ToldStore(), hands=hands, retention=ContentRetention(max_age_days=30))
+    relay = relay_on(outbox, ToldStore(), hands=hands, retention=CONTENT)
     rounds = AsyncMock(return_value=False)
     monkeypatch.setattr(relay._dispatcher.trimmer, "_trim", rounds)
     await say(outbox, "a")
@@ -87,7 +80,7 @@ async def test_a_round_is_begun_once_an_hour_however_often_the_relay_is_idle(
 
 
 async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
-    outbox: OutboxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outbox: OutboxFile, trimmer: ContentTrimmer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = (1, STORE)
     pages = list[CheckpointPlace]()
@@ -97,34 +90,28 @@ async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
         pages.append(place)
         return [due], second if place == FIRST_PLACE else None
 
-    async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
-        content = ContentRetention(checkpoints_last=1)
-        trimmer = ContentTrimmer(outbox, store, Time().clock, retention=content, stats=RelayStats())
-        trimmer.prune = AsyncMock(return_value=3)
-        monkeypatch.setattr(store.outbox_access, "due_checkpoints", page)
-        lease = Lease(outbox, clock=Clock(), holder="relay")
-        assert await lease.acquire()
-        while await trimmer.step(None):
-            assert len(pages) <= 2
-        await lease.release()
-        assert pages == [FIRST_PLACE, second]
-        assert (await outbox.read(partial(read_status, now_us=outbox.now_us()))).retention.checkpoints == 3 + 3
+    trimmer.prune = AsyncMock(return_value=3)
+    monkeypatch.setattr(trimmer._store.outbox_access, "due_checkpoints", page)
+    lease = Lease(outbox, clock=Clock(), holder="relay")
+    assert await lease.acquire()
+    while await trimmer.step(None):
+        assert len(pages) <= 2
+    await lease.release()
+    assert pages == [FIRST_PLACE, second]
+    assert (await outbox.read(partial(read_status, now_us=outbox.now_us()))).retention.checkpoints == 3 + 3
 
 
 async def test_a_page_of_checkpoints_has_ended_when_the_trimmer_is_closed(
-    outbox: OutboxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trimmer: ContentTrimmer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it goes on beside the next relay, in a file that is being closed."""
     page = Lingering()
-    async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
-        content = ContentRetention(checkpoints_last=1)
-        trimmer = ContentTrimmer(outbox, store, Time().clock, retention=content, stats=RelayStats())
-        trimmer.prune = AsyncMock()
-        monkeypatch.setattr(store.outbox_access, "due_checkpoints", page)
-        assert await trimmer.step(None)
-        await page.began.wait()
-        await trimmer.close()
-        assert page.ended.is_set()
+    trimmer.prune = AsyncMock()
+    monkeypatch.setattr(trimmer._store.outbox_access, "due_checkpoints", page)
+    assert await trimmer.step(None)
+    await page.began.wait()
+    await trimmer.close()
+    assert page.ended.is_set()
 
 
 async def test_content_is_read_until_the_event_that_takes_it_away_is_delivered(tmp_path: Path) -> None:

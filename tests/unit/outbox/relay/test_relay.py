@@ -45,11 +45,7 @@ def poisoned(*conversation_ids: str) -> ToldStore:
     """A store that refuses all messages of these conversations, not their beginnings."""
 
     def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
-        bad = any(
-            lane.conversation_id in conversation_ids and one.event.type == "message.appended"
-            for lane in lanes
-            for one in lane.deliveries
-        )
+        bad = any(lane.conversation_id in conversation_ids and lane.deliveries[-1].sequence > 1 for lane in lanes)
         return POISON if bad else None
 
     return ToldStore(refuse)
@@ -472,6 +468,25 @@ async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: 
         pass
     assert (await lane(outbox, "a")).delivered == 2
     assert not relay._dispatcher.retries._uncharged  # the next refusal waits as the first did
+
+
+async def test_what_was_blocked_goes_on_once_the_store_is_found_to_refuse_all(outbox: OutboxFile, hands: Hands) -> None:
+    """One conversation after another, each alone, meets a column that was narrowed: an ordinary event still fits."""
+    names = ("c0", "c1", "c2")
+    store = poisoned(*names)
+    relay = relay_on(outbox, store, hands=hands)
+    for name in names:
+        await say(outbox, name)
+        while relay.breaker.closed and (await lane(outbox, name)).state != "blocked":
+            await relay.drain_once()
+            hands.advance(1)
+        assert relay.breaker.closed is (name != "c2")
+
+    assert await sql(outbox, "SELECT DISTINCT state FROM letopis_outbox_lanes") == [("ready",)]
+    store.refuse = lambda _: None
+    hands.advance(100)
+    await relay.drain()
+    assert [store.held(name) for name in names] == [2, 2, 2]
 
 
 async def test_options_that_make_no_sense_are_refused(outbox: OutboxFile) -> None:

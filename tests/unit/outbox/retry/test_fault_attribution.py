@@ -13,6 +13,7 @@ DOWN = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the 
 
 
 FAILED, TAKEN = FaultAttribution.record_failure, FaultAttribution.record_success
+CUT_OFF = FaultAttribution.record_store_fault
 REFUSED, CHARGED, FORGOTTEN = FaultAttribution.record_refusal, FaultAttribution.charge, FaultAttribution.forget
 
 
@@ -20,7 +21,7 @@ def after(*steps: tuple[Any, str]) -> FaultAttribution:
     """Return what is remembered after failures and successes of batches, and what befell one conversation each."""
     attribution = FaultAttribution()
     for step, names in steps:
-        step(attribution, list(names) if step in (FAILED, TAKEN) else names)
+        step(attribution, list(names) if step in (FAILED, CUT_OFF, TAKEN) else names)
     return attribution
 
 
@@ -75,56 +76,39 @@ def test_memory_is_bounded() -> None:
     assert sum(attribution.charges.get(f"c{number}", 0) > 0 for number in range(50_000)) == 10_000
 
 
-def test_what_looks_like_an_outage_counts_while_no_other_conversation_meets_one() -> None:
-    attribution = charged_three_times("a")
-    for _ in range(4):
-        attribution.record_refusal("a")
-        attribution.record_success(["b"])
-        assert attribution.is_charged(DOWN, "a")
+THREE_TIMES = [(CUT_OFF, "a"), (TAKEN, "c")] * 3
+STORM = [(CUT_OFF, "b"), (TAKEN, "b"), (REFUSED, "a")]
 
 
-def test_what_looks_like_an_outage_does_not_count_while_others_meet_one_too() -> None:
-    """A storm: connections are cut at random, and this conversation was unlucky again and again."""
-    attribution = charged_three_times("a")
-    for _ in range(20):
-        attribution.record_store_fault(["b"])
-        attribution.record_success(["b"])
-        attribution.record_refusal("a")
-        assert not attribution.is_charged(DOWN, "a")
-
-    attribution.record_success(["b"])
-    attribution.record_refusal("a")
-    assert attribution.is_charged(DOWN, "a")
-
-
-def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
-    attribution = charged_three_times("a", "b")
-    for name in ("a", "b"):
-        attribution.record_refusal(name)
-    attribution.record_success(["c"])
-    assert attribution.is_charged(DOWN, "a") and attribution.is_charged(DOWN, "b")
-
-
-def test_an_outage_that_only_a_charged_conversation_meets_is_its_own() -> None:
-    attribution = FaultAttribution()
-    attribution.charge("a")
-    attribution.record_store_fault(["a"])
-    attribution.record_refusal("a")
-    assert attribution.is_charged(DOWN, "a")
-
-
-@pytest.mark.parametrize("cleared", [False, True])
-def test_outages_before_the_first_charge_count_for_others_only(cleared: bool) -> None:
-    attribution = FaultAttribution()
-    if cleared:
-        attribution.charge("a")
-        attribution.record_success(["a"])
-    attribution.record_refusal("a")
-    attribution.record_store_fault(["b"])
-    attribution.record_success(["c"])
-    attribution.record_refusal("a")
-
-    assert attribution.is_charged(DOWN, "a")
+@pytest.mark.parametrize(
+    ("steps", "counts"),
+    [
+        *(pytest.param([*THREE_TIMES, *[(REFUSED, "a"), (TAKEN, "b")] * n], True, id="alone") for n in (1, 4)),
+        # Connections are cut at random, and this conversation was unlucky again and again.
+        *(pytest.param([*THREE_TIMES, *STORM * n], False, id="while others meet one too") for n in (1, 20)),
+        pytest.param([*THREE_TIMES, *STORM, (TAKEN, "b"), (REFUSED, "a")], True, id="after the storm"),
+        pytest.param(
+            [*[(CUT_OFF, "ab"), (TAKEN, "c")] * 3, (REFUSED, "a"), (REFUSED, "b"), (TAKEN, "c")],
+            True,
+            id="two do not shield each other",
+        ),
+        pytest.param([(CHARGED, "a"), (CUT_OFF, "a"), (REFUSED, "a")], True, id="one that it alone meets is its own"),
+        *(
+            pytest.param(
+                [*cleared, (REFUSED, "a"), (CUT_OFF, "b"), (TAKEN, "c"), (REFUSED, "a")],
+                True,
+                id="those before the first charge count for others only",
+            )
+            for cleared in ([], [(CHARGED, "a"), (TAKEN, "a")])
+        ),
+    ],
+)
+def test_what_looks_like_an_outage_counts_if_no_other_conversation_met_one_since(
+    steps: list[tuple[Any, str]], counts: bool
+) -> None:
+    attribution = after(*steps)
+    refused = {name for step, name in steps if step is REFUSED}
+    assert [attribution.is_charged(DOWN, name) for name in refused] == [counts] * len(refused)
 
 
 @pytest.mark.parametrize(
@@ -137,15 +121,6 @@ def test_an_outage_is_the_conversations_once_it_alone_failed_three_times(
     for _ in range(failures):
         attribution.charge("a")
     assert attribution.is_store_fault(DOWN, conversation_ids) is of_store
-
-
-def charged_three_times(*conversation_ids: str) -> FaultAttribution:
-    """Return what is remembered after the conversations failed three times and another one succeeded each time."""
-    attribution = FaultAttribution()
-    for _ in range(3):
-        attribution.record_store_fault(conversation_ids)
-        attribution.record_success(["c"])
-    return attribution
 
 
 @pytest.mark.parametrize(
