@@ -24,11 +24,10 @@ from letopis.outbox.operations.status import Status, read_status
 from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore
 from letopis.store.database.engines import create_store_engine
-from letopis.store.database.faults import FaultClass
 from letopis.store.maintenance.continuity import LogCount
 from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
-from tests.support.relays import DOWN, Hands, ToldStore, drained, fault, lane, relay_on, running, say, until
+from tests.support.relays import DOWN, Hands, ToldStore, drained, lane, relay_on, running, say, until
 from tests.support.sayings import present
 from tests.support.servers import PostgresServer
 from tests.support.sqlite_rows import rows
@@ -222,30 +221,6 @@ async def test_quiet_costs_a_few_statements(outbox: OutboxFile, store: Conversat
     assert (count("letopis_lanes"), count("letopis_tasks"), count("letopis_store.")) == (5, 5, 10)
     # The check of the identity, ten times, brings the number of the last erasure along.
     assert (count("letopis_log_heads"), len(asked)) == ((20, 30) if embedded else (15, 25))
-
-
-async def test_a_store_that_is_away_in_quiet_is_noticed_and_alerts_nobody(outbox: OutboxFile, hands: Hands) -> None:
-    store = ToldStore()
-    relay = relay_on(outbox, store, hands=hands)
-    await say(outbox, "a", 2)
-    await relay.drain()
-    away = fault(FaultClass.UNAVAILABLE)
-    tries = []
-
-    async def heads(*given: object) -> dict[str, int]:
-        tries.append(given)
-        raise away
-
-    store.lane_heads = heads  # type: ignore[method-assign]
-    hands.advance(reconcile.RECONCILE_INTERVAL_SECONDS)
-    await relay.lease.acquire()
-    await relay.drain_once()
-
-    assert len(tries) == 2  # one that was cut while it lay idle is no outage
-    assert not relay.breaker.closed
-    watch = AlertMonitor(outbox)
-    await watch.observe_once()
-    assert (await status_of(outbox)).incidents == ()
 
 
 async def test_the_lanes_delivered_to_last_are_compared_each_time(outbox: OutboxFile, hands: Hands) -> None:

@@ -12,14 +12,12 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.bound_store import StoreBinding, bind_store, read_binding
 from letopis.outbox.file.inspection import store_beside
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.relay.store_binding import destination_of
-from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import expect_store
@@ -30,7 +28,7 @@ from letopis.store.model.messages import Message
 from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
 from tests.support.moves import run_sql
 from tests.support.platforms import posix_only
-from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, running, say, sql, until
+from tests.support.relays import QUICK, drained, end, figures, relay_on, running, say, sql, until
 from tests.support.sayings import NewStore, raises_fault
 from tests.support.store_changes import run_there
 
@@ -87,22 +85,12 @@ class TestBinding:
     async def test_the_first_delivery_binds(self, outbox: OutboxFile, urls: Urls) -> None:
         assert await bound(outbox) == StoreBinding()
         async with two_stores(*urls) as (store, other):
-            await say(outbox, "c", 3)
-            assert await relay_on(outbox, store).drain() == 4
-            found = await bound(outbox)
-            assert found == StoreBinding(
-                store_id=(await store.identity()).store_id, destination=destination_of(urls[0])
-            )
-
+            await deliver(outbox, store)
+            found = StoreBinding(store_id=(await store.identity()).store_id, destination=destination_of(urls[0]))
+            assert await bound(outbox) == found
             await say(outbox, "c", 2)
-            relay = relay_on(outbox, other)
-            assert await relay.drain() == 0
-            assert relay.breaker.outage is not None
-            assert relay.breaker.outage.fault_class == FaultClass.WRONG_STORE
-            left = await figures(outbox)
-            assert left.pending == 2
-            assert left.lanes["ready"] == 1
-            assert (await lane(outbox, "c")).attempts == 0
+            await refused(outbox, other, "wrong_store identity")
+            assert (await figures(outbox)).lanes["ready"] == 1
             assert await other.conversation("c") is None
             assert await bound(outbox) == found
             assert await relay_on(outbox, store).drain() == 2
@@ -189,20 +177,6 @@ class TestBinding:
 
 class TestExchange:
     """Another database behind the same address."""
-
-    async def test_of_one_file_does_not_hold_up_others(self, outbox: OutboxFile, urls: Urls, tmp_path: Path) -> None:
-        other = await OutboxFile.open(tmp_path / "other.outbox.db")
-        await sql(other, "UPDATE letopis_outbox_origin SET store_id = randomblob(16)")
-        async with ConversationStore.open(urls[0], migrate=True) as store:
-            breaker = Breaker(clock=Clock(), uniform=lambda low, high: high)
-            await say(outbox, "c", 2)
-            await say(other, "d", 2)
-            refused = relay_on(other, store, breaker=breaker)
-            assert await refused.drain() == 0
-            assert refused.wrong_store_reason is not None
-            assert breaker.closed
-            assert await relay_on(outbox, store, breaker=breaker).drain() == 3
-        await other.close()
 
     async def test_readers_do_not_take_another_history_for_theirs(self, tmp_path: Path, urls: Urls) -> None:
         """Reads, search and statistics are answered from the outbox alone; what is pending is not saved."""

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.alerting.channels import Alert, AlertFailed
 from letopis.outbox.alerting.incidents import BreakerView, IncidentKind, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.outbox.alerting.notifications import Incident
@@ -57,9 +57,12 @@ class Pager:
 
     name: str = "pager"
     recipient: str = "channel:pager"
+    broken: bool = False
     alerts: list[Alert] = field(default_factory=list)
 
     async def send(self, alert: Alert) -> None:
+        if self.broken:
+            raise AlertFailed(self.name, "503")
         self.alerts.append(alert)
 
     @property

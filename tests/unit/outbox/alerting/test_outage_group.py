@@ -11,12 +11,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from letopis.outbox.alerting.channels import Alert, AlertFailed
 from letopis.outbox.alerting.incidents import BreakerView, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.alerting.outage_group import OutageGroup
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.relays import say
+from tests.unit.outbox.alerting.test_monitor import Pager
 
 pytestmark = pytest.mark.slow
 
@@ -27,19 +27,6 @@ DOWN = BreakerView(state="open", reason="the server does not answer [unavailable
 REFUSES = BreakerView(state="open", reason="the table is missing [misconfigured 42P01]")
 WRONG = BreakerView(state="open", reason="another history store [wrong_store identity]")
 AWAY, BACK = "The history store is down", "The history store is back"
-
-
-@dataclass
-class Pager:
-    name: str = "pager"
-    recipient: str = "channel:pager"
-    broken: bool = False
-    alerts: list[Alert] = field(default_factory=list)
-
-    async def send(self, alert: Alert) -> None:
-        if self.broken:
-            raise AlertFailed(self.name, "503")
-        self.alerts.append(alert)
 
 
 @dataclass
