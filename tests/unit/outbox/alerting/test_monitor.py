@@ -8,8 +8,10 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, AsyncMock
 
 import anyio
 import pytest
@@ -379,22 +381,15 @@ async def test_a_hanging_callback_disturbs_nobody(town: Town) -> None:
 
 async def test_a_watch_that_runs_keeps_running_and_ends_when_cancelled(town: Town) -> None:
     """In real time, beside a relay, with a file that cannot be read for a moment."""
-    fails, heard = 3, asyncio.Event()
+    heard = asyncio.Event()
 
     async def on_stuck(incident: Incident) -> None:
         await town.bot.on_stuck(incident)
         heard.set()
 
-    async def stumble(fn: Any) -> Any:
-        nonlocal fails
-        if fails:
-            fails -= 1
-            raise RuntimeError("something nobody thought of")
-        return await town.outbox.read(fn)
-
     await town.block("bad", owner="1")
-    stumbling = Failing(town.outbox)
-    stumbling.read = stumble  # type: ignore[assignment]
+    stumbling, errors = Failing(town.outbox), [RuntimeError("something nobody thought of")] * 3
+    stumbling.read = AsyncMock(wraps=town.outbox.read, side_effect=chain(errors, repeat(DEFAULT)))
     watch = AlertMonitor(stumbling, on_stuck=on_stuck, interval=0.02)
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import DEFAULT, AsyncMock, Mock
 
 import anyio
 import pytest
 
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import FaultClass
@@ -38,7 +37,7 @@ from tests.support.relays import (
     until,
 )
 
-DEFAULT = RetryPolicy(jitter="none")
+ONE_TWO_FOUR = RetryPolicy(jitter="none")
 
 
 def poisoned(*conversation_ids: str) -> ToldStore:
@@ -78,26 +77,20 @@ async def test_an_append_wakes_it(outbox: OutboxFile, monkeypatch: pytest.Monkey
 async def test_while_the_breaker_is_open_appends_wake_nobody(
     outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 0
-    run_batches = Dispatcher.run_batches
-
-    async def counted(self: Dispatcher, *given: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        return await run_batches(self, *given)
-
-    monkeypatch.setattr(Dispatcher, "run_batches", counted)
     monkeypatch.setattr("letopis.outbox.relay.relay.MAX_IDLE_SECONDS", 600.0)
-    async with running(relay_on(outbox, ToldStore(lambda _: DOWN))) as relay:
+    relay = relay_on(outbox, ToldStore(lambda _: DOWN))
+    steps = AsyncMock(wraps=relay._dispatcher.run_batches)
+    monkeypatch.setattr(relay._dispatcher, "run_batches", steps)
+    async with running(relay):
         await say(outbox, "a")
         await until(lambda: relay.breaker.state is BreakerState.OPEN)
-        before, probes = steps, sum(relay.stats.faults.values())
+        before, probes = steps.await_count, sum(relay.stats.faults.values())
         for number in range(30):
             await say(outbox, f"c{number}")
             await asyncio.sleep(0.01)
         probes = sum(relay.stats.faults.values()) - probes
 
-    assert steps - before <= 4 + 2 * probes  # those around a probe
+    assert steps.await_count - before <= 4 + 2 * probes  # those around a probe
 
 
 async def test_once_the_store_is_back_an_append_wakes_it_again(
@@ -148,7 +141,7 @@ async def test_a_conversation_that_is_refused_is_retried_after_1_2_and_4_seconds
 ) -> None:
     """The waits of ``RetryPolicy(base=1, factor=2, jitter="none", attempts=3)``, the default, to the second."""
     store = poisoned("bad")
-    relay = relay_on(outbox, store, policy=DEFAULT, hands=hands)
+    relay = relay_on(outbox, store, policy=ONE_TWO_FOUR, hands=hands)
     await say(outbox, "bad", 2)
     tried = []
     for tenth in range(150):
@@ -413,17 +406,11 @@ async def test_a_comparison_that_fails_does_not_keep_anything_from_being_deliver
     store = ToldStore()
     await say(outbox, "a", 2)
     await relay_on(outbox, store).drain()
-    failing = [error, error] if error is DOWN else [error]  # one that was cut while it lay idle is no outage
-    heads = store.lane_heads
-
-    async def broken(origin_id: object, conversation_ids: Sequence[str]) -> dict[str, int]:
-        if failing:
-            raise failing.pop()
-        return await heads(origin_id, conversation_ids)
-
-    store.lane_heads = broken  # type: ignore[method-assign]
+    times = 2 if error is DOWN else 1  # one that was cut while it lay idle is no outage
+    heads = AsyncMock(wraps=store.lane_heads, side_effect=chain([error] * times, repeat(DEFAULT)))
+    store.lane_heads = heads  # type: ignore[method-assign]
     async with running(relay_on(outbox, store)) as relay:
-        await until(lambda: not failing)
+        await until(lambda: heads.await_count >= times)
         await say(outbox, "a", 2)
         await drained(outbox)
 
