@@ -118,20 +118,6 @@ class TestBinding:
             with pytest.raises(StoreFault, match="moved away"):
                 await OutboxAdmin(outbox).rebind(store)
 
-    async def test_of_two_relays_with_two_stores_one_delivers(self, outbox: OutboxFile, urls: Urls) -> None:
-        async with two_stores(*urls) as (one, two):
-            await say(outbox, "c", 5)
-            relays = [relay_on(outbox, store, locked=False) for store in (one, two)]
-            tasks = [asyncio.create_task(relay.run()) for relay in relays]
-            await drained(outbox)
-            for _ in range(10):
-                await say(outbox, "c", 1)
-                await drained(outbox)
-            for task in tasks:
-                await end(task)
-            counts = sorted([len(await texts(urls[0])), len(await texts(urls[1]))])
-        assert counts == [0, 15]
-
     async def test_the_one_with_the_right_store_takes_over(self, outbox: OutboxFile, urls: Urls) -> None:
         """The wrong one was first, and would keep the right one standing by for ever."""
         async with two_stores(*urls) as (right, wrong):

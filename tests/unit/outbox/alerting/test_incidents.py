@@ -68,7 +68,7 @@ class World:
     jump: float = 0.0
     breaker: BreakerView | None = WELL
     live: bool = True
-    beats: int = 0
+    beats: int | None = 0  # None: no relay has ever run
     delivered: int = 0
     events: int = 0
     newest: int = 0
@@ -112,7 +112,7 @@ class World:
             now=self.now,
             breaker=self.breaker,
             live=self.live,
-            relay=RelayView(1, heartbeat_at=self.beats, progress_at=self.delivered, delivered=self.delivered),
+            relay=None if self.beats is None else RelayView(1, self.beats, self.delivered, self.delivered),
             events=self.events + sum(lane.head - lane.delivered for lane in owing.values()),
             deliverable=sum(not lane.blocked for lane in owing.values()) + (1 if self.events else 0),
             newest=self.newest,
@@ -139,7 +139,8 @@ class World:
         end = self.seconds + seconds
         while self.seconds < end:
             self.seconds = min(end, self.seconds + step)
-            self.beats += beat
+            if beat and self.beats is not None:
+                self.beats += 1
             self.delivered += progress
             self.look()
 
@@ -183,6 +184,8 @@ NO_RELAY, RELAY_BACK, STUCK_LANE, LANE_ENDS = (
             BUSY | {"live": False, "breaker": None},
             [(60, WORKS, []), (115, DEAD, []), (10, DEAD, [NO_RELAY]), (3_000, DEAD, []), (70, WORKS, [RELAY_BACK])],
         ),
+        # One that never ran.
+        (BUSY | {"live": False, "breaker": None, "beats": None}, [(115, DEAD, []), (10, DEAD, [NO_RELAY])]),
         # One that delivers nothing, that has nothing to do, and that is in the process that watches.
         (BUSY | {"live": False}, [(115, {}, []), (15, {}, [NO_RELAY])]),
         ({"lanes": REFUSED_LANE, "live": False}, [(1_000, DEAD, [STUCK_LANE])]),

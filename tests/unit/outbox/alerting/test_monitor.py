@@ -229,14 +229,6 @@ async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: 
     assert await town.outbox.read(open_incidents) == ()
 
 
-async def test_a_relay_that_never_ran_is_silent(town: Town) -> None:
-    town.relay_lives = False
-    await town.say("a")
-    await town.run(130)
-    assert [case.kind for case in await town.outbox.read(open_incidents)] == [IncidentKind.RELAY_SILENT]
-    assert town.pager.words == ["stuck"]
-
-
 async def test_the_relay_in_the_bots_own_process_is_asked_directly(town: Town) -> None:
     view = BreakerView(state="open", reason="no [misconfigured 1]")
     town.watches = [town.watch(channels=[town.pager], breaker=lambda: view)]

@@ -57,6 +57,18 @@ async def test_rebinding_sets_back_the_lanes_that_are_lost_and_leaves_others_blo
     assert (lost.state, lost.delivered, lost.pruned) == ("blocked", 0, 0)
 
 
+async def test_of_two_stores_that_an_outbox_is_bound_to_at_once_the_second_is_refused(outbox: OutboxFile) -> None:
+    stale = await outbox.read(read_binding)
+    await bind_to(outbox, ToldStore())
+    second = ToldStore()
+    second.told_identity = StoreIdentity(store_id=UUID(int=8))
+
+    fault = await BindingGuard(outbox, cast("ConversationStore", second)).ensure(stale, incarnation=0, sending=True)
+
+    assert fault is not None and fault.code == "identity"
+    assert (await outbox.read(read_binding)).store_id == STORE
+
+
 async def test_a_relay_that_is_taken_over_before_it_has_bound_sends_nothing(outbox: OutboxFile) -> None:
     class Overtaken(ToldStore):
         async def identity(self) -> StoreIdentity:
