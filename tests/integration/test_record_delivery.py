@@ -14,12 +14,13 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.salvage import salvage
-from letopis.outbox.operations.repair import skip
+from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore, Message
 from letopis.store.model.records import RecordRange, Scope
 from tests.integration.test_reconcile import contradictions
-from tests.support.relays import deliver_all, until
+from tests.support.relays import deliver_all, sql, until
+from tests.support.sayings import present
 from tests.support.sayings import problems as store_problems
 from tests.support.sqlite_rows import change
 from tests.support.store_changes import copied, put_back, run_there
@@ -44,9 +45,7 @@ async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
     async with History(path, store=store, on_stuck=told.append, rules=AT_ONCE, relay=False) as history:
         records = history.records(conversation=CHAT)
         first = await records.put(CP, "a", "first")
-        await history.outbox.write(
-            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_record_bodies SET body = x'00'")
-        )
+        await sql(history.outbox, "UPDATE letopis_outbox_record_bodies SET body = x'00'")
         later = await records.put(CP, "b", "later")
         reply = await history.append(CHAT, Message.assistant("hello"))
     async with History(path, store=store, on_stuck=told.append, rules=AT_ONCE) as history:
@@ -64,12 +63,7 @@ async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
 
         await until(blocked)
         assert [one.conversation_id for one in (await history.status()).incidents] == [lane]
-        assert first.revision is not None
-        event_id = first.revision
-        await history.outbox.write(
-            lambda connection: skip(connection, event_id, reason="damaged", now_us=history.outbox.now_us())
-        )
-        history.outbox.appended.notify()
+        await OutboxAdmin(history.outbox).skip(present(first.revision), reason="damaged")
         records = history.records(conversation=CHAT)
 
         async def follows() -> bool:
@@ -187,11 +181,8 @@ async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -
         records = history.records(conversation=CHAT)
         await history.append(CHAT, Message.user("hello"))
         skipped = await records.put((secret,), secret, secret, tags={secret: secret})
-        assert skipped.revision is not None
-        event_id = skipped.revision
-        blocked = "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id < char(2)"
-        await history.outbox.write(lambda connection: connection.exec_driver_sql(blocked))
-        await history.outbox.write(lambda connection: skip(connection, event_id, reason="a test", now_us=1))
+        await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id < char(2)")
+        await OutboxAdmin(history.outbox).skip(present(skipped.revision), reason="a test")
         await records.put((secret,), secret, secret * 10_000, tags={secret: secret})
         await records.put((secret,), "other", {secret: secret})
         await deliver_all(history)

@@ -85,16 +85,15 @@ async def test_two_batches_are_under_way_and_never_two_of_one_conversation(outbo
     assert (await figures(outbox)).pending == 0
 
 
-async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile) -> None:
+async def test_a_run_begins_no_batch_after_half_a_second(outbox: OutboxFile, hands: Hands) -> None:
     """The relay's loop turns then, and the file's turn may end."""
-    hands = Hands()
+    store = ToldStore()
 
-    class Tired(Slow):
-        async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
-            hands.advance(0.3)
-            return await super().apply(origin, batch)
+    async def take_long() -> None:
+        hands.advance(0.3)
+        await asyncio.sleep(0.02)
 
-    store = Tired()
+    store.before = take_long
     relay = relay_on(outbox, store, hands=hands)
     assert await relay._acquire()
     step = await relay._dispatcher.run_batches()
