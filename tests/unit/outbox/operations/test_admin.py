@@ -26,6 +26,7 @@ REFUSE = {
 ALLOW = {"sqlite": "DROP TRIGGER no", "postgresql": "ALTER TABLE letopis_events DROP CONSTRAINT no"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("verb", ["retry", "fix", "skip"])
 async def test_all_others_are_delivered_and_each_verb_brings_the_refused_event_to_an_end(
