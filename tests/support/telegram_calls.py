@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from letopis.adapters.telegram_core.calls import Failure
+from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.outgoing import current_update
 from letopis.adapters.telegram_core.splitting import Entity
+
+PLACE: Final = ChatKey(bot_id=7000, chat_id=1001)
+
+
+@contextmanager
+def handling(asked: Recorded) -> Iterator[None]:
+    """Be the handler of an update."""
+    token = current_update.set(asked)
+    try:
+        yield
+    finally:
+        current_update.reset(token)
 
 
 class Refused(Exception):

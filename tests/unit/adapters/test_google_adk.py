@@ -47,12 +47,8 @@ def service(history: History) -> LetopisSessionService:
     return LetopisSessionService(history)
 
 
-async def begun(service: LetopisSessionService, **state: Any) -> Session:
-    return await service.create_session(app_name=APP, user_id=USER, session_id="s1", state=state)
-
-
-async def begun_as_new(service: LetopisSessionService, **state: Any) -> Session:
-    return await service.create_session(app_name=APP, user_id=USER, session_id="s1", state=state, new=True)
+async def begun(service: LetopisSessionService, *, as_new: bool = False, **state: Any) -> Session:
+    return await service.create_session(app_name=APP, user_id=USER, session_id="s1", state=state, new=as_new)
 
 
 async def loaded(service: LetopisSessionService, name: str = "s1", **config: Any) -> Session:
@@ -267,11 +263,11 @@ async def test_other_names_for_conversations_and_owners(history: History) -> Non
 
 async def test_a_session_that_is_said_to_be_new_begins_without_the_store(alone: History) -> None:
     service = LetopisSessionService(alone)
-    await service.append_event(await begun_as_new(service, a=1), said("hello"))
+    await service.append_event(await begun(service, as_new=True, a=1), said("hello"))
     found = await loaded(service)
     assert (found.state, texts(found)) == ({"a": 1}, ["hello"])
     with pytest.raises(AlreadyExistsError):
-        await begun_as_new(service)
+        await begun(service, as_new=True)
 
 
 async def test_a_session_that_was_not_new_keeps_the_events_of_both(tmp_path: Path) -> None:
@@ -282,7 +278,7 @@ async def test_a_session_that_was_not_new_keeps_the_events_of_both(tmp_path: Pat
         await deliver_all(other)
     async with locked_out(tmp_path / "bot.outbox.db", store) as history:
         service = LetopisSessionService(history)
-        await service.append_event(await begun_as_new(service), said("begun"))
+        await service.append_event(await begun(service, as_new=True), said("begun"))
     async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
         await deliver_all(history)
         assert texts(await loaded(LetopisSessionService(history))) == ["stored", "begun"]

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.buttons import MenuScreen, read_press
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.outbox import History
 from letopis.store import Message
 from tests.support.sayings import present
+from tests.support.telegram_calls import PLACE
 
-PLACE = ChatKey(bot_id=7000, chat_id=1001)
 OTHER = ChatKey(bot_id=7000, chat_id=1002)
-
-
-@pytest.fixture
-def parts(history: History, tmp_path: Path) -> BotParts:
-    return BotParts.of(history, 7000, files=tmp_path / "files")
 
 
 def data_of(screen: MenuScreen, part: str) -> str:

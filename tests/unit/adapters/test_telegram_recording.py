@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from letopis.adapters.telegram_core import local_state
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import failure_of
 from letopis.adapters.telegram_core.incoming import Recorded
-from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.local_state import MAX_ATTEMPTS
-from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
+from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
 from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
@@ -29,10 +28,10 @@ from letopis.store.model.event_types import ConversationTrimmed
 from letopis.store.model.events import utc_now
 from letopis.testing import deliver_all
 from tests.support.sayings import present
+from tests.support.telegram_calls import PLACE, handling
 
 BOT = 7000
 CHAT = "tg:7000:1001"
-PLACE = ChatKey(bot_id=BOT, chat_id=1001)
 TOKEN = "s3cret-t0ken-of-a-user"
 
 
@@ -45,12 +44,6 @@ async def opened(folder: Path, **options: Any) -> AsyncIterator[BotParts]:
     """A bot's process, which delivers nothing by itself."""
     async with History(folder / "bot.outbox.db", **{"relay": False, **options}) as history:
         yield parts_on(history, folder)
-
-
-@pytest.fixture
-def parts(history: History, tmp_path: Path) -> BotParts:
-    """A bot that delivers nothing by itself."""
-    return parts_on(history, tmp_path)
 
 
 def raw(number: int, text: str | None = "Hello", chat: int = 1001, **more: Any) -> dict[str, Any]:
@@ -93,16 +86,22 @@ def held(path: Path) -> bool:
 
 
 async def test_the_raw_update_is_dropped_when_attempts_run_out(tmp_path: Path) -> None:
+    """It is handed out after three restarts; those that waited behind it have lost no attempt."""
     async with opened(tmp_path) as parts:
-        await parts.incoming.record(update(1, raw(5, TOKEN)))
-    for _ in range(MAX_ATTEMPTS + 1):
+        for number in (1, 2, 3):
+            await parts.incoming.record(update(number, raw(number, TOKEN)))
+        await parts.incoming.handled(2)
+    for _ in range(MAX_ATTEMPTS):
         async with opened(tmp_path) as parts:
-            assert await raw_updates(parts.history) == [True]
-            for one in await parts.incoming.unhandled():
-                await parts.incoming.begin(await parts.incoming.record(one))
+            first, *others = await parts.incoming.unhandled()
+            assert [first, *others] == [update(1, raw(1, TOKEN)), update(3, raw(3, TOKEN))]
+            await parts.incoming.begin(await parts.incoming.record(first))  # it ends the process
     async with opened(tmp_path) as parts:
-        assert await raw_updates(parts.history) == [False]
-        assert (await parts.incoming.record(update(1, raw(5, TOKEN)))).handled
+        assert await raw_updates(parts.history) == [True, False, True]
+        assert await waiting(parts) == [3]
+    async with opened(tmp_path) as parts:
+        assert await raw_updates(parts.history) == [False, False, True]
+        assert (await parts.incoming.record(update(1, raw(1, TOKEN)))).handled
 
 
 async def raw_updates(history: History) -> list[bool]:
@@ -205,21 +204,6 @@ async def test_a_language_that_was_not_recorded_is_not_known(parts: BotParts, mo
         assert await tx.scalar(sa.text("SELECT language FROM letopis_telegram_languages")) == "ru"
 
 
-async def test_what_was_not_handled_is_handed_out_after_a_restart_three_times(tmp_path: Path) -> None:
-    async with opened(tmp_path) as parts:
-        for number in (1, 2, 3):
-            await parts.incoming.record(update(number, raw(number)))
-        await parts.incoming.handled(2)
-    for _ in range(MAX_ATTEMPTS):
-        async with opened(tmp_path) as parts:
-            first, *others = await parts.incoming.unhandled()
-            assert [first, *others] == [update(1, raw(1)), update(3, raw(3))]
-            await parts.incoming.begin(await parts.incoming.record(first))  # it ends the process
-    async with opened(tmp_path) as parts:
-        # Those that waited behind it have lost no attempt.
-        assert await parts.incoming.unhandled() == [update(3, raw(3))]
-
-
 async def test_an_edit_follows_its_message_into_the_conversation_that_it_is_in(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5)))
     other = await parts.chats.start(PLACE, first=False)
@@ -254,13 +238,6 @@ async def test_who_speaks_for_a_business_account_is_no_user(parts: BotParts) -> 
     await parts.incoming.record(update(2, {**raw(6, "Yes.", **business), **owner}, "business_message"))
     found = await parts.history.messages("tg:7000:1001:bconn")
     assert [one.role for one in found] == ["user", "assistant"]
-
-
-async def test_groups_and_topics_have_conversations_of_their_own(parts: BotParts) -> None:
-    for number, more in enumerate(({}, {"message_thread_id": 9}, {"message_thread_id": 9, "is_topic_message": True})):
-        await parts.incoming.record(update(number, raw(5 + number, f"text {number}", chat=-100, **more)))
-    assert await texts(parts.history, "tg:7000:-100") == ["text 0", "text 1"]
-    assert await texts(parts.history, "tg:7000:-100:t9") == ["text 2"]
 
 
 async def test_a_group_that_becomes_a_supergroup_goes_on(parts: BotParts, history: History, tmp_path: Path) -> None:
@@ -364,26 +341,9 @@ def call(text: str = "A leaf.") -> dict[str, Any]:
     return {"chat_id": 1001, "text": text}
 
 
-@contextmanager
-def handling(asked: Recorded) -> Iterator[None]:
-    """Be the handler of an update."""
-    token = current_update.set(asked)
-    try:
-        yield
-    finally:
-        current_update.reset(token)
-
-
-async def test_a_reply_is_appended_before_and_confirmed_after(parts: BotParts) -> None:
-    await parts.incoming.record(update(1, raw(5)))
-    intent = await parts.outgoing.before("sendMessage", call())
-    [_, before] = await parts.history.messages(CHAT)
-    await parts.outgoing.after("sendMessage", intent, {"message_id": 6, "chat": {"id": 1001}})
-    [_, after] = await parts.history.messages(CHAT)
-    assert (before.role, before.text, before.delivery) == ("assistant", "A leaf.", Delivery.APPENDED)
-    assert after.delivery is Delivery.SENT
-    assert after.delivery_data == {"platform_ids": {"telegram": 6}, "sent_as": "message"}
-    assert await parts.history.unconfirmed() == ()
+def shown(number: int) -> dict[str, Any]:
+    """Return what Telegram answers."""
+    return {"message_id": number, "chat": {"id": 1001}}
 
 
 async def test_a_refusal_is_a_failure_and_a_timeout_is_not(parts: BotParts) -> None:
@@ -402,31 +362,17 @@ async def test_a_limit_is_no_failure_and_the_same_sent_again_is_one_message(part
     first = await parts.outgoing.before("sendMessage", call())
     await parts.outgoing.failed(first, failure_of(429, "Too Many Requests", {"retry_after": 1}))
     second = await parts.outgoing.before("sendMessage", call())
-    await parts.outgoing.after("sendMessage", second, {"message_id": 6, "chat": {"id": 1001}})
+    await parts.outgoing.after("sendMessage", second, shown(6))
     [message] = await parts.history.messages(CHAT)
     assert message.delivery is Delivery.SENT
 
 
 async def test_the_same_text_twice_at_a_time_is_two_messages(parts: BotParts) -> None:
-    first = await parts.outgoing.before("sendMessage", call())
-    second = await parts.outgoing.before("sendMessage", call())
-    await parts.outgoing.after("sendMessage", first, {"message_id": 6, "chat": {"id": 1001}})
-    await parts.outgoing.after("sendMessage", second, {"message_id": 7, "chat": {"id": 1001}})
+    both = [await parts.outgoing.before("sendMessage", call()) for _ in range(2)]
+    for number, intent in enumerate(both, 6):
+        await parts.outgoing.after("sendMessage", intent, shown(number))
     found = await parts.history.messages(CHAT)
     assert [one.delivery_data["platform_ids"]["telegram"] for one in found] == [6, 7]
-
-
-async def test_edits_and_deletions_by_the_bot_are_followed(parts: BotParts) -> None:
-    async def done(method: str, given: dict[str, Any], result: Any) -> None:
-        await parts.outgoing.after(method, await parts.outgoing.before(method, given), result)
-
-    await done("sendMessage", call("Thinking ..."), {"message_id": 6, "chat": {"id": 1001}})
-    await done("editMessageText", {**call("A leaf."), "message_id": 6}, {"message_id": 6})
-    [message] = await parts.history.messages(CHAT)
-    assert (message.text, message.edited) == ("A leaf.", True)
-    await done("deleteMessage", {"chat_id": 1001, "message_id": 6}, True)
-    [message] = await parts.history.messages(CHAT, every=True)
-    assert message.redacted
 
 
 async def test_an_answer_goes_where_its_question_is_though_the_user_has_switched(parts: BotParts) -> None:
@@ -471,8 +417,7 @@ async def answer(parts: BotParts, asked: Recorded, *answers: str, confirm: bool 
         for number, text in enumerate(answers):
             intent = await parts.outgoing.before("sendMessage", call(text))
             if confirm:
-                result = {"message_id": 1000 * asked.update_id + number, "chat": {"id": 1001}}
-                await parts.outgoing.after("sendMessage", intent, result)
+                await parts.outgoing.after("sendMessage", intent, shown(1000 * asked.update_id + number))
     return [one.text for one in context.messages]
 
 

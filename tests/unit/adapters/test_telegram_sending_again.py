@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from letopis.adapters.telegram_core.bot import HANDLING_LIMIT, BotParts
 from letopis.adapters.telegram_core.calls import Failure, failure_of
-from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.adapters.telegram_core.outgoing import current_update
-from letopis.outbox import History, UnsentReply
+from letopis.outbox import UnsentReply
 from letopis.store import InvalidInput, Message, MessageSent, SendRefused
 from letopis.store.model.events import utc_now
 from letopis.store.model.parts import Content, Data, File, Text
-from tests.support.telegram_calls import Refused, Telegram
+from tests.support.telegram_calls import PLACE, Refused, Telegram, handling
 
-PLACE = ChatKey(bot_id=7000, chat_id=1001)
 LONG = "Words of tea. " * 400
 QUESTION = {"message_id": 5, "date": 1_790_000_000, "chat": {"id": 1001}, "text": "What is tea?"}
 ASKED = {"update_id": 1, "message": QUESTION}
-
-
-@pytest.fixture
-def parts(history: History, tmp_path: Path) -> BotParts:
-    return BotParts.of(history, 7000, files=tmp_path / "files")
 
 
 def reply(content: Content, **more: Any) -> UnsentReply:
@@ -122,12 +113,8 @@ async def test_handler_that_ends_hands_over_what_failed(parts: BotParts, monkeyp
     monkeypatch.setattr(parts.history._parts.replies, "hand_over", hand_over)
     refused, lost = failure_of(413, "too large"), Failure(ending="unknown", reason="ConnectionError")
     telegram = Telegram([refused, None, lost])
-    token = current_update.set(await parts.incoming.record(ASKED))
-    try:
-        with pytest.raises(Refused):
-            await parts.sender.send(telegram, PLACE, LONG)  # the file is refused, and the second message lost
-    finally:
-        current_update.reset(token)
+    with handling(await parts.incoming.record(ASKED)), pytest.raises(Refused):
+        await parts.sender.send(telegram, PLACE, LONG)  # the file is refused, and the second message lost
     await parts.incoming.handled(1)
     await parts.outgoing.handler_ended(2)
     assert handed_over == []

@@ -14,20 +14,13 @@ from letopis.adapters.telegram_core import answer_files
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import Failure, failure_of
 from letopis.adapters.telegram_core.chat_history import ChatHistory
-from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.smart_send import SmartSender
 from letopis.adapters.telegram_core.splitting import TEXT_LIMIT, Entity, units
 from letopis.outbox import History
 from letopis.store.model.conversations import Delivery, RecordedMessage
-from tests.support.telegram_calls import Refused, Telegram
+from tests.support.telegram_calls import PLACE, Refused, Telegram
 
-PLACE = ChatKey(bot_id=7000, chat_id=1001)
 LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
-
-
-@pytest.fixture
-def parts(history: History, tmp_path: Path) -> BotParts:
-    return BotParts.of(history, 7000, files=tmp_path / "files")
 
 
 @pytest.fixture

@@ -32,25 +32,21 @@ USER = 12345
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[ConversationManager]:
-    """A manager as the bot makes it."""
     with ConversationManager(tmp_path / "chats") as made:
         yield made
 
 
 @pytest.fixture
 def made(manager: ConversationManager) -> str:
-    """A new chat."""
     return manager.create_conversation(USER, "ada")
 
 
 def said(number: int, text: str = "Привет", kind: str = "user_question", **fields: Any) -> ConversationMessage:
-    """A message as the bot hands it over."""
     fields = {"timestamp": datetime.now().isoformat(), "tokens": 5} | fields  # noqa: DTZ005 - as the seed does
     return ConversationMessage(message_id=number, type=kind, text=text, **fields)
 
 
 def answer(number: int, text: str = "Ответ", **fields: Any) -> ConversationMessage:
-    """An answer of the bot."""
     return said(number, text, "bot_answer", **fields)
 
 
@@ -102,34 +98,33 @@ def test_a_chat_begins_with_any_question(manager: ConversationManager, question:
     assert 0 < len(title) <= 50
 
 
-def test_numbers_are_never_used_again(manager: ConversationManager) -> None:
-    first, second = (manager.create_conversation(USER, "ada") for _ in range(2))
+@pytest.mark.parametrize("unknown", ["another user's", "fake-uuid", "", "a\0b", "x" * 300, "../../etc"])
+def test_an_unknown_chat_is_none(manager: ConversationManager, made: str, unknown: str) -> None:
+    chat = manager.create_conversation(7, "bob") if unknown == "another user's" else unknown
+    assert manager.load_conversation(USER, chat) is None
+    assert not manager.conversation_exists(USER, chat)
+    assert not manager.add_message(USER, chat, said(1))
+    assert manager.get_messages(USER, chat) == []
+    assert not manager.set_active_conversation(USER, chat)
+    if unknown == "another user's":
+        assert manager.delete_conversation(USER, chat)  # as the seed: nothing to delete
+        assert [one.conversation_id for one in manager.list_conversations(7)] == [chat]
+        assert (manager.load_index(USER)["next_chat_number"], manager.list_conversations(7)[0].chat_number) == (2, 1)
+
+
+def test_a_deleted_chat_is_followed_by_the_oldest_and_its_number_is_never_used_again(
+    manager: ConversationManager,
+) -> None:
+    first, second, third = (manager.create_conversation(USER, "ada") for _ in range(3))
+    manager.add_message(USER, second, said(1))
+    manager.set_active_conversation(USER, third)
+    assert manager.delete_conversation(USER, third)
+    assert manager.get_active_conversation_id(USER) == first
+    assert manager.load_conversation(USER, third) is None
     manager.delete_conversation(USER, first)
     manager.delete_conversation(USER, second)  # the last: a new chat is made
-    numbers = [one.chat_number for one in manager.list_conversations(USER)]
-    assert numbers == [3]
-    assert manager.load_index(USER)["next_chat_number"] == 4
-
-
-def test_users_do_not_see_each_other(manager: ConversationManager, made: str) -> None:
-    manager.create_conversation(7, "bob")
-    assert manager.load_conversation(7, made) is None
-    assert not manager.conversation_exists(7, made)
-    assert not manager.set_active_conversation(7, made)
-    assert not manager.add_message(7, made, said(1))
-    assert manager.get_messages(7, made) == []
-    assert manager.delete_conversation(7, made)  # as the seed: nothing to delete
-    assert [one.conversation_id for one in manager.list_conversations(USER)] == [made]
-    assert manager.load_index(7)["next_chat_number"] == 2
-
-
-@pytest.mark.parametrize("unknown", ["fake-uuid", "", "a\0b", "x" * 300, "../../etc"])
-def test_an_unknown_chat_is_none(manager: ConversationManager, unknown: str) -> None:
-    assert manager.load_conversation(USER, unknown) is None
-    assert not manager.conversation_exists(USER, unknown)
-    assert not manager.add_message(USER, unknown, said(1))
-    assert manager.get_messages(USER, unknown) == []
-    assert not manager.set_active_conversation(USER, unknown)
+    assert [one.chat_number for one in manager.list_conversations(USER)] == [4]
+    assert manager.load_index(USER)["next_chat_number"] == 5
 
 
 def test_switching_moves_the_active_mark(manager: ConversationManager) -> None:
@@ -141,15 +136,6 @@ def test_switching_moves_the_active_mark(manager: ConversationManager) -> None:
     assert manager.add_message(USER, second, said(1))  # which makes it the active one
     assert manager.get_active_conversation_id(USER) == second
     assert file_of(manager, "index")["last_active_conversation_id"] == second
-
-
-def test_the_oldest_chat_follows_a_deleted_active_one(manager: ConversationManager) -> None:
-    first, second, third = (manager.create_conversation(USER, "ada") for _ in range(3))
-    manager.add_message(USER, second, said(1))
-    manager.set_active_conversation(USER, third)
-    assert manager.delete_conversation(USER, third)
-    assert manager.get_active_conversation_id(USER) == first
-    assert manager.load_conversation(USER, third) is None
 
 
 def test_a_deletion_takes_the_reports_along(manager: ConversationManager, made: str, tmp_path: Path) -> None:
@@ -187,6 +173,9 @@ def test_messages_come_back_as_they_were_added(manager: ConversationManager, mad
     assert manager.get_messages(USER, made, limit=2) == messages[1:]
     assert manager.get_messages(USER, made) == messages
     assert (chat.metadata.message_count, chat.metadata.total_tokens) == (3, 912)
+    for number, text in enumerate(("a\0b", "half \ud83d of a smiley"), 4):  # which no store takes
+        assert manager.add_message(USER, made, said(number, text))
+        assert manager.get_messages(USER, made)[-1].text.count("\ufffd") == 1
 
 
 def test_an_answer_counts_as_sent_in_the_history(manager: ConversationManager, made: str) -> None:
@@ -206,13 +195,6 @@ def test_a_repeated_save_adds_nothing_unless_it_has_another_text(manager: Conver
     assert len(file_of(manager, made)["messages"]) == 1
     assert manager.add_message(USER, made, answer(2, "Другой"))
     assert [(one.message_id, one.text) for one in manager.get_messages(USER, made)] == [(2, "Ответ"), (2, "Другой")]
-
-
-@pytest.mark.parametrize("text", ["a\0b", "half \ud83d of a smiley"])
-def test_text_that_no_store_takes_is_kept_replaced(manager: ConversationManager, made: str, text: str) -> None:
-    assert manager.add_message(USER, made, said(1, text))
-    (kept,) = manager.get_messages(USER, made)
-    assert kept.text.count("\ufffd") == 1
 
 
 def test_what_cannot_be_saved_is_false_and_no_error(
@@ -305,16 +287,6 @@ def test_statistics_count_what_the_seed_counts(manager: ConversationManager) -> 
     text = manager.format_user_stats_for_display(USER)
     assert "📝 Всего токенов: 2,000\n" in text
     assert text.endswith("💡 Средняя длина вопроса: 1000.0 токенов\n🎯 Глубоких поисков: 50.0%\n")
-
-
-def test_it_is_used_inside_a_running_loop(manager: ConversationManager) -> None:
-    async def handler() -> list[str]:
-        made = manager.create_conversation(USER, "ada")
-        await asyncio.to_thread(manager.add_message, USER, made, answer(1, "Из потока"))
-        manager.add_message(USER, made, said(2, "Из цикла"))
-        return [one.text for one in manager.get_messages(USER, made)]
-
-    assert asyncio.run(handler()) == ["Из потока", "Из цикла"]
 
 
 def test_chats_made_at_once_have_different_numbers_and_all_messages_of_threads(manager: ConversationManager) -> None:
@@ -412,14 +384,9 @@ def test_the_files_are_what_the_seed_would_have_written(manager: ConversationMan
     assert index["conversations"] == [data["metadata"]]
     assert index["next_chat_number"] == 2
     assert not list(manager.base_dir.rglob("*.tmp"))
-
-
-def test_a_file_that_was_damaged_is_written_anew(manager: ConversationManager, made: str) -> None:
-    manager.add_message(USER, made, said(1))
-    path = manager.base_dir / "user_12345" / f"{made}.json"
-    path.write_text('{"schema', encoding="utf-8")
-    assert manager.add_message(USER, made, answer(2))
-    assert [one["message_id"] for one in file_of(manager, made)["messages"]] == [1, 2]
+    (manager.base_dir / "user_12345" / f"{made}.json").write_text('{"schema', encoding="utf-8")  # it was damaged
+    assert manager.add_message(USER, made, answer(3))
+    assert [one["message_id"] for one in file_of(manager, made)["messages"]] == [2, 3]
 
 
 def test_an_id_never_leaves_the_folder(manager: ConversationManager) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -28,7 +27,6 @@ A, B, C = (str(UUID(int=number)) for number in (1, 2, 3))
 
 
 def message(number: int, text: str = "Привет", kind: str = "user_question", **fields: Any) -> dict[str, Any]:
-    """A message as the seed's files have it."""
     base = {"timestamp": f"2025-11-01T10:00:{number % 60:02}", "message_id": number, "type": kind, "text": text}
     return base | {"tokens": 0, "sent_as": None, "file_path": None, "search_type": "fast"} | fields
 
@@ -47,7 +45,6 @@ class Folder:
         self.path = path
 
     def write(self, name: str, data: Any, user: int = USER) -> Path:
-        """Write a file of a user."""
         path = self.path / f"user_{user}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         text = data if isinstance(data, str) else json.dumps(data, indent=2)
@@ -55,26 +52,25 @@ class Folder:
         return path
 
     def chat(self, name: str, about: dict[str, Any], *messages: Any) -> None:
-        """Write a chat."""
         self.write(f"{name}.json", {"schema_version": "1.0", "metadata": about, "messages": list(messages)})
 
     def index(self, active: str | None, *chats: dict[str, Any], **fields: Any) -> None:
-        """Write a list of chats."""
         base = {"user_id": USER, "username": "ada", "last_active_conversation_id": active, "next_chat_number": 9}
         self.write("index.json", base | {"conversations": list(chats)} | fields)
 
-    def digest(self) -> str:
+    def only(self, about: dict[str, Any], *messages: Any, **index: Any) -> None:
+        """Write one chat, and a list of it."""
+        self.chat(A, about, *messages)
+        self.index(A, about, **index)
+
+    def files(self) -> dict[Path, bytes]:
         """What all files hold, without ours."""
-        found = hashlib.sha256()
-        for path in sorted(self.path.rglob("*")):
-            if path.is_file() and "letopis" not in path.name:
-                found.update(str(path).encode() + path.read_bytes())
-        return found.hexdigest()
+        found = (path for path in self.path.rglob("*") if path.is_file() and "letopis" not in path.name)
+        return {path: path.read_bytes() for path in found}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """An empty folder of a bot."""
     (tmp_path / "chats").mkdir()
     return Folder(tmp_path / "chats")
 
@@ -91,14 +87,11 @@ def sound(folder: Folder) -> Folder:
 
 
 def told(result: Any) -> str:
-    """What was noted."""
     return "\n".join(f"{one.path}: {one.what}" for one in result.notes)
 
 
 async def imported(history: History, folder: Folder, about: dict[str, Any], *messages: Any, **index: Any) -> Any:
-    """Import a folder of one chat and its list."""
-    folder.chat(A, about, *messages)
-    folder.index(A, about, **index)
+    folder.only(about, *messages, **index)
     return await import_folder(history, folder.path)
 
 
@@ -112,11 +105,11 @@ async def active(history: History) -> str | None:
 
 
 async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
-    before = sound.digest()
+    before = sound.files()
     result = await import_folder(history, sound.path, timezone=MOSCOW)
     assert (result.users, result.chats, result.messages) == (1, 2, 3)
     assert (result.new, result.known, result.refused, result.notes) == (3, 0, 0, [])
-    assert sound.digest() == before
+    assert sound.files() == before
     first = await chat_a(history)
     assert (first.owner_id, first.title, first.message_count, first.tokens) == (str(USER), "Чат 1", 2, 12)
     assert first.metadata == {"chat_number": 1, "username": "ada", "timezone": "Europe/Moscow"}
@@ -167,20 +160,14 @@ async def test_the_bot_goes_on_where_it_was(sound: Folder) -> None:
     async with History(outbox) as history:
         await import_folder(history, sound.path)
 
-    def go_on() -> None:
-        with ConversationManager(sound.path) as manager:
-            assert manager.get_active_conversation_id(USER) == B
-            assert [one.chat_number for one in manager.list_conversations(USER)] == [1, 2]
-            made = manager.create_conversation(USER, "ada")
-            assert manager.load_conversation(USER, made).metadata.chat_number == 9
-            loaded = manager.load_conversation(USER, A)
-            assert loaded.messages == [
-                ConversationMessage(**message(1)),
-                ConversationMessage(**message(2, "Ответ", "bot_answer", tokens=12, sent_as="message")),
-            ]
-            assert manager.add_message(USER, A, ConversationMessage(**message(5, "Дальше")))
-
-    go_on()
+    with ConversationManager(sound.path) as manager:
+        assert manager.get_active_conversation_id(USER) == B
+        assert [one.chat_number for one in manager.list_conversations(USER)] == [1, 2]
+        made = manager.create_conversation(USER, "ada")
+        assert manager.load_conversation(USER, made).metadata.chat_number == 9
+        given = message(1), message(2, "Ответ", "bot_answer", tokens=12, sent_as="message")
+        assert manager.get_messages(USER, A) == [ConversationMessage(**one) for one in given]
+        assert manager.add_message(USER, A, ConversationMessage(**message(5, "Дальше")))
     # What the bot wrote into the files beside is known.
     async with History(outbox) as history:
         again = await import_folder(history, sound.path)
@@ -263,23 +250,18 @@ async def test_older_files_have_no_version_no_number_and_another_name(history: H
 
 async def test_a_file_that_was_still_to_be_renamed_gives_its_message(history: History, folder: Folder) -> None:
     """The bot was killed between the two renamings of a save."""
-    about = metadata(A, 1)
-    folder.chat(A, about, message(1))
-    folder.write(f"{A}.json.tmp", {"metadata": about, "messages": [message(1), message(2, "Успел")]})
+    folder.write(f"{A}.json.tmp", {"metadata": metadata(A, 1), "messages": [message(1), message(2, "Успел")]})
     folder.write(f"{B}.json.tmp", '{"metadata"')
-    folder.index(A, about)
-    result = await import_folder(history, folder.path)
+    result = await imported(history, folder, metadata(A, 1), message(1))
     assert [one.text for one in await history.messages(A)] == ["Привет", "Успел"]
     assert f"{B}.json: is broken" in told(result)
 
 
 async def test_reports_that_are_gone_keep_their_names(history: History, folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "here.txt").write_text("report", encoding="utf-8")
-    about = metadata(A, 1)
     names = enumerate(("here.txt", "gone.txt", "a\0b"), 1)
     sent = [message(number, "Ответ", "bot_answer", sent_as="file", file_path=name) for number, name in names]
-    folder.chat(A, about, *sent)
-    folder.index(A, about)
+    folder.only(metadata(A, 1), *sent)
     for _ in range(2):
         result = await import_folder(history, folder.path, reports=tmp_path)
     assert "names 2 reports that are not there" in told(result)
@@ -308,10 +290,8 @@ async def test_days_of_before_the_chats_become_one_archive(history: History, sou
 
 
 async def test_messages_of_any_kind_are_kept(history: History, folder: Folder) -> None:
-    about = metadata(A, 1)
-    folder.chat(
-        A,
-        about,
+    folder.only(
+        metadata(A, 1),
         message(1, timestamp="yesterday"),
         message(2, text=""),
         message(3, tokens=-5),
@@ -327,8 +307,6 @@ async def test_messages_of_any_kind_are_kept(history: History, folder: Folder) -
         message(10, text=None, timestamp=None),
         message(11, timestamp="2025-11-01T10:00:00+05:00"),
     )
-    folder.index(A, about)
-
     for _ in range(2):
         result = await import_folder(history, folder.path, timezone=timezone(timedelta(hours=3)))
 
@@ -345,9 +323,7 @@ async def test_messages_of_any_kind_are_kept(history: History, folder: Folder) -
 
 
 async def test_bytes_that_are_no_text_cost_no_chat(history: History, folder: Folder) -> None:
-    about = metadata(A, 1)
-    folder.chat(A, about, message(1, "Hello, world"))
-    folder.index(A, about)
+    folder.only(metadata(A, 1), message(1, "Hello, world"))
     path = folder.path / f"user_{USER}" / f"{A}.json"
     path.write_bytes(path.read_bytes().replace(b"Hello", b"Hell\xff"))
     result = await import_folder(history, folder.path)
@@ -365,8 +341,7 @@ async def test_a_message_that_is_too_large_is_told_and_the_rest_comes(
 
 
 async def test_a_copied_chat_of_another_user_is_kept_apart(history: History, folder: Folder) -> None:
-    folder.chat(A, metadata(A, 1), message(1))
-    folder.index(A, metadata(A, 1))
+    folder.only(metadata(A, 1), message(1))
     folder.write(f"{A}.json", {"metadata": metadata(A, 1), "messages": [message(1)]}, user=9999)
     for expected in (2, 0):
         result = await import_folder(history, folder.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise, permutations
 from types import ModuleType
 from typing import Any
@@ -17,79 +17,52 @@ from letopis.store.rules.context_window import window
 from tests.unit.adapters.formats.items import Item
 from tests.unit.adapters.formats.test_round_trips import FORMATS, texts, thousand
 
-Pair = tuple[str, Any]
+Pair = tuple[str, str]
 
 
-def pairs_of_chat(items: Sequence[Item]) -> list[str]:
-    """The names of the calls; every call has its result next to it, by its id."""
-    calls, waiting = list[Item](), list[str]()
+def calls_and_results(target: str, item: Item) -> tuple[list[Pair], list[str]]:
+    """Return the calls in an item, by id and name, and the ids of its results; those of Gemini are the names."""
+    if target == "openai_chat":
+        assert item["role"] != "tool" or isinstance(item["content"], str)
+        calls = [(call["id"], call["function"]["name"]) for call in item.get("tool_calls") or ()]
+        assert all(len(call_id) <= 40 for call_id, _ in calls)
+        return calls, [item["tool_call_id"]] if item["role"] == "tool" else []
+    if target == "openai_responses":
+        kind = item.get("type")
+        calls = [(item["call_id"], item["name"])] if kind == "function_call" else []
+        return calls, [item["call_id"]] if kind == "function_call_output" else []
+    if target == "anthropic":
+        blocks = {kind: [one for one in item["content"] if one["type"] == kind] for kind in ("tool_use", "tool_result")}
+        results = blocks["tool_result"]
+        assert item["content"] and item["content"][: len(results)] == results, "results come first"
+        assert all(isinstance(call["input"], dict) for call in blocks["tool_use"])
+        return [(call["id"], call["name"]) for call in blocks["tool_use"]], [one["tool_use_id"] for one in results]
+    parts = item["parts"]
+    answers = [part["functionResponse"] for part in parts if "functionResponse" in part]
+    assert parts and all(isinstance(answer["response"], dict) for answer in answers)
+    names = [part["functionCall"]["name"] for part in parts if "functionCall" in part]
+    return [(name, name) for name in names], [answer["name"] for answer in answers]
+
+
+def names_of_pairs(target: str, items: Sequence[Item]) -> list[str]:
+    """Return the names of the calls; every call has its own id, and its result next to it."""
+    called, waiting = list[Pair](), list[str]()
+    assert target != "anthropic" or all(one["role"] != after["role"] for one, after in pairwise(items))
     for item in items:
-        if item["role"] == "tool":
-            waiting.remove(item["tool_call_id"])
-            assert isinstance(item["content"], str)
-            continue
-        assert waiting == [], "a call without a result"
-        calls += item.get("tool_calls") or ()
-        waiting += [call["id"] for call in item.get("tool_calls") or ()]
+        calls, results = calls_and_results(target, item)
+        if target in ("anthropic", "gemini"):
+            assert results == waiting if target == "gemini" else sorted(results) == sorted(waiting)
+        elif target == "openai_chat":
+            assert results or not waiting, "a call without a result"
+        for call_id in results:
+            waiting.remove(call_id)
+        waiting += [call_id for call_id, _ in calls]
+        called += calls
     assert waiting == []
-    assert_distinct(calls, "id")
-    assert all(len(call["id"]) <= 40 for call in calls)
-    return [call["function"]["name"] for call in calls]
+    assert target == "gemini" or len(dict(called)) == len(called)
+    return [name for _, name in called]
 
 
-def assert_distinct(calls: Sequence[Item], key: str) -> None:
-    assert len({call[key] for call in calls}) == len(calls)
-
-
-def pairs_of_responses(items: Sequence[Item]) -> list[str]:
-    calls, waiting = list[Item](), set[str]()
-    for item in items:
-        if item.get("type") == "function_call":
-            calls.append(item)
-            waiting.add(item["call_id"])
-        elif item.get("type") == "function_call_output":
-            waiting.remove(item["call_id"])
-    assert not waiting
-    assert_distinct(calls, "call_id")
-    return [call["name"] for call in calls]
-
-
-def pairs_of_anthropic(items: Sequence[Item]) -> list[str]:
-    calls, waiting = list[Item](), list[str]()
-    assert all(one["role"] != next_one["role"] for one, next_one in pairwise(items))
-    for item in items:
-        assert item["content"]
-        kinds = [block["type"] for block in item["content"]]
-        results = [block["tool_use_id"] for block in item["content"] if block["type"] == "tool_result"]
-        assert kinds[: len(results)] == ["tool_result"] * len(results), "results come first"
-        assert sorted(results) == sorted(waiting)
-        called = [block for block in item["content"] if block["type"] == "tool_use"]
-        waiting = [call["id"] for call in called]
-        calls += called
-    assert waiting == []
-    assert_distinct(calls, "id")
-    assert all(isinstance(call["input"], dict) for call in calls)
-    return [call["name"] for call in calls]
-
-
-def pairs_of_gemini(items: Sequence[Item]) -> list[str]:
-    names, waiting = list[str](), list[str]()
-    for item in items:
-        assert item["parts"]
-        results = [one["functionResponse"] for one in item["parts"] if "functionResponse" in one]
-        assert [one["name"] for one in results] == waiting
-        assert all(isinstance(one["response"], dict) for one in results)
-        waiting = [one["functionCall"]["name"] for one in item["parts"] if "functionCall" in one]
-        names += waiting
-    return names
-
-
-PAIRS: dict[str, Callable[[Sequence[Item]], list[str]]] = {
-    "openai_chat": pairs_of_chat,
-    "openai_responses": pairs_of_responses,
-    "anthropic": pairs_of_anthropic,
-    "gemini": pairs_of_gemini,
-}
 MODULES: dict[str, ModuleType] = {name: module for name, (module, _) in FORMATS.items()}
 
 
@@ -100,7 +73,7 @@ def test_words_calls_and_results_survive(source: str, target: str) -> None:
     items = MODULES[target].from_messages(messages)
     calls = [part for one in messages for part in parts_of(one) if isinstance(part, ToolCall)]
     assert len(calls) > 100
-    assert PAIRS[target](items) == [call.name for call in calls]
+    assert names_of_pairs(target, items) == [call.name for call in calls]
     text = "\0".join(texts(items))
     for one in messages:
         if target not in ("anthropic", "gemini") or one.role not in ("system", "developer"):

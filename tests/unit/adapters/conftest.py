@@ -1,0 +1,16 @@
+"""A bot on Telegram for the tests of what its adapters share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.outbox import History
+
+
+@pytest.fixture
+def parts(history: History, tmp_path: Path) -> BotParts:
+    """A bot that delivers nothing by itself."""
+    return BotParts.of(history, 7000, files=tmp_path / "files")
