@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("aiogram", reason="needs aiogram: pip install 'letopis[aiogram]'")
 
-from aiogram import Bot, Dispatcher, F, Router
+from aiogram import Bot, Dispatcher, F
 from aiogram.client.default import DefaultBotProperties
 from aiogram.exceptions import TelegramForbiddenError, TelegramNetworkError, TelegramRetryAfter
 from aiogram.types import Message
@@ -26,7 +26,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from letopis.adapters.aiogram import ChatHistory, LetopisChats, unrecorded
 from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
-from letopis.outbox import History
+from letopis.outbox import History, Rules
 from letopis.store import InvalidInput
 from letopis.store.model.conversations import Delivery
 from tests.support.aiogram_bots import bot_at, hang, polling, recorded_by_the_default_hook, recorded_by_the_session
@@ -59,24 +59,28 @@ class Bench:
         return [one.text for one in await self.history.messages(conversation_id)]
 
 
-def connected(api: BotApi, folder: Path, **options: Any) -> tuple[LetopisChats, Dispatcher, Bot]:
-    """A dispatcher and a bot of one history."""
-    chats, dispatcher = LetopisChats(folder / "bot.outbox.db", relay=False), Dispatcher()
-    chats.attach(dispatcher, **options)
-    return chats, dispatcher, bot_at(api.url)
+def connected(api: BotApi, folder: Path, *, attach: Any = None, parse_mode: str | None = None, **options: Any) -> Bench:
+    """A dispatcher that has not started, and its bot."""
+    chats = LetopisChats(folder / "bot.outbox.db", **{"relay": False, **options})
+    dispatcher = Dispatcher(storage=chats.storage())
+    chats.attach(dispatcher, **attach or {})
+    return Bench(api, chats, dispatcher, bot_at(api.url, default=DefaultBotProperties(parse_mode=parse_mode)))
+
+
+@contextlib.asynccontextmanager
+async def started(bench: Bench) -> AsyncIterator[Bench]:
+    """A bot that is not polling: updates are fed to it."""
+    bot, dispatcher = bench.bot, bench.dispatcher
+    await dispatcher.emit_startup(bot=bot, dispatcher=dispatcher, bots=(bot,))
+    yield bench
+    await dispatcher.emit_shutdown(bot=bot, dispatcher=dispatcher)
+    await bot.session.close()
 
 
 @pytest.fixture
 async def bench(api: BotApi, tmp_path: Path) -> AsyncIterator[Bench]:
-    """A bot that is not polling: updates are fed to it."""
-    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
-    dispatcher = Dispatcher(storage=chats.storage())
-    chats.attach(dispatcher, drain_seconds=1)
-    bot = bot_at(api.url, default=DefaultBotProperties(parse_mode="HTML"))
-    await dispatcher.emit_startup(bot=bot, dispatcher=dispatcher, bots=(bot,))
-    yield Bench(api, chats, dispatcher, bot)
-    await dispatcher.emit_shutdown(bot=bot, dispatcher=dispatcher)
-    await bot.session.close()
+    async with started(connected(api, tmp_path, attach={"drain_seconds": 1}, parse_mode="HTML")) as made:
+        yield made
 
 
 def echo(bench: Bench) -> list[str]:
@@ -96,28 +100,20 @@ def echo(bench: Bench) -> list[str]:
 
 
 async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: BotApi, tmp_path: Path) -> None:
-    path, html = tmp_path / "bot.outbox.db", DefaultBotProperties(parse_mode="HTML")
-    chats = LetopisChats(path, relay=False)
-    async with chats.history, bot_at(api.url, default=html) as bot:
-        chats.parts_of(bot)
+    async with started(connected(api, tmp_path, parse_mode="HTML")) as bench:
         api.cut("sendMessage", accepted=False)
         with pytest.raises(TelegramNetworkError):
-            await bot.send_message(1001, "<b>Good day</b>")
-    dispatcher, chats = Dispatcher(), LetopisChats(path, relay=False, sender=True)
-    chats.attach(dispatcher)
-
-    @dispatcher.message()
-    async def answer(message: Message) -> None:
-        await message.answer(f"answer to {message.text}")
-
-    async with polling(dispatcher, bot_at(api.url, default=html)):
+            await bench.bot.send_message(1001, "<b>Good day</b>")
+    bench = connected(api, tmp_path, parse_mode="HTML", sender=True)
+    echo(bench)
+    async with polling(bench.dispatcher, bench.bot):
         await until(api, lambda: api.texts() == ["<b>Good day</b>"])
         api.cut("sendMessage", accepted=False)
         api.say("What is tea?")
         await until(api, lambda: len(api.texts()) == 2)
-        while await chats.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+        while await bench.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
             await asyncio.sleep(0.01)
-        messages = await chats.history.messages(CHAT)
+        messages = await bench.history.messages(CHAT)
 
     assert api.texts()[1] == "answer to What is tea?"
     modes = [call.payload.get("parse_mode") for call in api.calls if call.method == "sendMessage" and call.result]
@@ -129,15 +125,9 @@ async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: Bot
 
 
 async def test_polling_records_both_sides_and_closes_with_the_bot(api: BotApi, tmp_path: Path) -> None:
-    chats = LetopisChats(tmp_path / "bot.outbox.db")
-    dispatcher = Dispatcher(storage=chats.storage())
-    chats.attach(dispatcher, describe=True)
-
-    @dispatcher.message(F.text)
-    async def answer(message: Message, history: ChatHistory) -> None:
-        await message.answer(f"answer to {(await history.messages())[-1].text}")
-
-    async with polling(dispatcher, bot_at(api.url)):
+    bench = connected(api, tmp_path, attach={"describe": True}, relay=True)
+    echo(bench)
+    async with polling(bench.dispatcher, bench.bot):
         api.say("What is tea?")
         await until(api, lambda: api.texts() == ["answer to What is tea?"])
         api.push(edited_message={**api.updates[0]["message"], "text": "What is coffee?", "edit_date": 1_790_000_000})
@@ -302,72 +292,60 @@ async def test_smart_send_splits_when_the_file_fails(bench: Bench) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(
-    handler: SimpleRequestHandler, dispatcher: Dispatcher, bot: Bot
-) -> AsyncIterator[TestClient[Any, Any]]:
+async def serving(handler: SimpleRequestHandler, bench: Bench) -> AsyncIterator[TestClient[Any, Any]]:
     app = web.Application()
     handler.register(app, path="/hook")
-    setup_application(app, dispatcher, bot=bot)
+    setup_application(app, bench.dispatcher, bot=bench.bot)
     async with TestClient(TestServer(app)) as client:
         yield client
 
 
-def hanging(dispatcher: Dispatcher) -> None:
-    @dispatcher.message()
+async def test_a_webhook_answers_after_the_update_is_recorded(api: BotApi, tmp_path: Path) -> None:
+    bench = connected(api, tmp_path, attach={"drain_seconds": 0.1})
+
+    @bench.dispatcher.message()
     async def answer(message: Message) -> None:
         await asyncio.Event().wait()
 
-
-async def test_a_webhook_answers_after_the_update_is_recorded(api: BotApi, tmp_path: Path) -> None:
-    chats, dispatcher, bot = connected(api, tmp_path, drain_seconds=0.1)
-    hanging(dispatcher)
-    async with serving(chats.webhook(dispatcher, bot, secret_token="s"), dispatcher, bot) as client:
+    handler = bench.chats.webhook(bench.dispatcher, bench.bot, secret_token="s")
+    async with serving(handler, bench) as client:
         refused = await client.post("/hook", json=api.say("Forged"))
         secret = {"X-Telegram-Bot-Api-Secret-Token": "s"}
         taken = await client.post("/hook", json=api.say("What is tea?"), headers=secret)
-        found = [one.text for one in await chats.history.messages(CHAT)]
-        await chats.history.close()
+        found = await bench.texts()
+        await bench.history.close()
         later = await client.post("/hook", json=api.say("And coffee?"), headers=secret)
     assert (refused.status, taken.status, later.status) == (401, 200, 503)
     assert found == ["What is tea?"]
 
 
-async def test_the_handler_of_aiogram_answers_before(api: BotApi, tmp_path: Path) -> None:
-    """The control: what a kill at this moment would lose."""
-    chats, dispatcher, bot = connected(api, tmp_path, drain_seconds=0.1)
-    hanging(dispatcher)
-    begun, recorded = asyncio.Event(), asyncio.Event()
-    record = chats.parts_of(bot).incoming.record
+async def test_the_handler_of_aiogram_answers_whatever_becomes_of_the_update(
+    api: BotApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: what would be lost."""
+    bench = connected(api, tmp_path, attach={"drain_seconds": 0.1})
 
-    async def slowly(update: Any) -> Any:
-        await begun.wait()
-        try:
-            return await record(update)
-        finally:
-            recorded.set()
+    async def never(_: Any) -> None:
+        await asyncio.Event().wait()
 
-    chats.parts_of(bot).incoming.record = slowly  # type: ignore[method-assign]
-    async with serving(SimpleRequestHandler(dispatcher, bot), dispatcher, bot) as client:
+    monkeypatch.setattr(bench.chats.parts_of(bench.bot).incoming, "record", never)
+    async with serving(SimpleRequestHandler(bench.dispatcher, bench.bot), bench) as client:
         taken = await client.post("/hook", json=api.say("What is tea?"))
-        found = list(await chats.history.messages(CHAT))
-        begun.set()
-        await asyncio.wait_for(recorded.wait(), 10)
-
-    assert taken.status == 200
-    assert found == []
+        assert (taken.status, await bench.texts()) == (200, [])
 
 
 async def test_a_method_that_a_handler_returns_is_sent_and_recorded(api: BotApi, tmp_path: Path) -> None:
     """As the answer to a webhook it would have no message id, ever."""
-    chats, dispatcher, bot = connected(api, tmp_path)
+    bench = connected(api, tmp_path)
 
-    @dispatcher.message()
+    @bench.dispatcher.message()
     async def answer(message: Message) -> Any:
         return message.answer("A leaf.")
 
-    async with serving(chats.webhook(dispatcher, bot, handle_in_background=False), dispatcher, bot) as client:
+    handler = bench.chats.webhook(bench.dispatcher, bench.bot, handle_in_background=False)
+    async with serving(handler, bench) as client:
         await client.post("/hook", json=api.say("What is tea?"))
-        [_, message] = await chats.history.messages(CHAT)
+        [_, message] = await bench.history.messages(CHAT)
     assert api.texts() == ["A leaf."]
     assert message.delivery_data["platform_ids"] == {"telegram": api.sent()[0]["message_id"]}
 
@@ -376,19 +354,22 @@ async def test_a_method_that_a_handler_returns_is_sent_and_recorded(api: BotApi,
 
 
 @pytest.mark.slow
-async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hook", "kept"), [(recorded_by_the_session, True), (recorded_by_the_default_hook, False)])
+async def test_a_kill_after_telegram_was_told_loses_no_update(
+    api: BotApi, tmp_path: Path, hook: Any, kept: bool
+) -> None:
+    """Telegram will not send it again; it is answered all the same, once. The control has the hook of most examples."""
     api.say("What is tea?")
-    with process(hang, "session", api.url, tmp_path):
+    with process(hang, hook.__name__, api.url, tmp_path):
         await until(api, lambda: api.confirmed == 1, 60)
-
-    # Telegram will not send it again; it is answered all the same, once.
-    async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
-        await until(api, lambda: api.texts() == ["answer to What is tea?"])
+    asked = ["What is tea?", "And coffee?"] if kept else ["And coffee?"]
+    answers = [f"answer to {one}" for one in asked]
+    async with hook(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
+        await until(api, lambda: api.texts() == answers[:-1])
         api.say("And coffee?")
-        await until(api, lambda: len(api.texts()) == 2)
+        await until(api, lambda: api.texts() == answers)
     async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        said = [one.text for one in await history.messages(CHAT)]
-    assert said == ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And coffee?"]
+        assert [one.text for one in await history.messages(CHAT) if one.role == "user"] == asked
 
 
 async def test_an_end_before_telegram_was_told_handles_the_update_once(api: BotApi, tmp_path: Path) -> None:
@@ -418,12 +399,10 @@ async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_one
     api.confirmed = 3  # Telegram was told
     order: list[str] = []
     elsewhere, done = asyncio.Event(), asyncio.Event()
-    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
-    dispatcher = Dispatcher(storage=chats.storage())
-    chats.attach(dispatcher)
+    bench = connected(api, tmp_path)
 
-    @dispatcher.message()
-    async def answer(message: Message, history: ChatHistory) -> None:
+    @bench.dispatcher.message()
+    async def answer(message: Message) -> None:
         if message.chat.id != 1001:  # another chat does not wait
             elsewhere.set()
             return
@@ -436,31 +415,16 @@ async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_one
 
     api.say("new")
     api.say("elsewhere", chat=1002)
-    async with polling(dispatcher, bot_at(api.url)):
+    async with polling(bench.dispatcher, bench.bot):
         await asyncio.wait_for(done.wait(), 60)
 
     assert order == [f"{text} {moment}" for text in ("old 0", "old 1", "old 2", "new") for moment in ("begins", "ends")]
 
 
-@pytest.mark.slow
-async def test_the_default_hook_loses_one(api: BotApi, tmp_path: Path) -> None:
-    """The control: the same kill, with the hook that examples use."""
-    api.say("What is tea?")
-    with process(hang, "default", api.url, tmp_path):
-        await until(api, lambda: api.confirmed == 1, 60)
-    async with recorded_by_the_default_hook(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
-        api.say("And coffee?")
-        await until(api, lambda: api.texts() == ["answer to And coffee?"])
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        assert [one.text for one in await history.messages(CHAT)] == ["And coffee?"]
-
-
 async def test_a_full_outbox_leaves_the_update_with_telegram(api: BotApi, tmp_path: Path) -> None:
-    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False, max_events=1)
-    dispatcher = Dispatcher()
-    chats.attach(dispatcher)
+    bench = connected(api, tmp_path, max_events=1)
     logging.getLogger("aiogram.dispatcher").disabled = True
-    async with polling(dispatcher, bot_at(api.url)):
+    async with polling(bench.dispatcher, bench.bot):
         api.say("What is tea?")
         await until(api, lambda: sum(call.method == "getUpdates" and bool(call.result) for call in api.calls) >= 2)
         assert api.confirmed == 0
@@ -521,45 +485,35 @@ async def test_rename_takes_the_answer_as_the_title(bench: Bench) -> None:
 
 
 async def test_a_bot_may_take_some_commands_and_its_own(api: BotApi, tmp_path: Path) -> None:
-    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
-    dispatcher, router, bot = Dispatcher(), Router(), bot_at(api.url)
-    dispatcher.include_router(router)
-    chats.attach(dispatcher, commands=["list"])
+    bench = connected(api, tmp_path, attach={"commands": ["list"]})
 
-    @router.message(F.text == "/new")
+    @bench.dispatcher.message(F.text == "/new")
     async def own(message: Message) -> None:
         await message.answer("my own")
 
-    await dispatcher.emit_startup(bot=bot, dispatcher=dispatcher)
-    await dispatcher.feed_raw_update(bot, api.say("/new"))
-    await dispatcher.feed_raw_update(bot, api.say("/list"))
-    await dispatcher.emit_shutdown(bot=bot)
-    await bot.session.close()
+    async with started(bench):
+        await bench.feed(api.say("/new"))
+        await bench.feed(api.say("/list"))
     assert api.texts()[0] == "my own"
     assert api.texts()[1].startswith("Ваши чаты")
     with pytest.raises(InvalidInput, match="none of new, list"):
-        chats.attach(Dispatcher(), commands=["newest"])
+        bench.chats.attach(Dispatcher(), commands=["newest"])
     with pytest.raises(InvalidInput, match="attach once"):
-        chats.attach(Dispatcher())
+        bench.chats.attach(Dispatcher())
 
 
 # Alerts.
 
 
 async def test_users_hear_in_their_language_that_something_is_stuck(api: BotApi, tmp_path: Path) -> None:
-    from letopis.outbox import Rules
-
     away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
-    rules = Rules(hold=0.1, stuck_after=0.2)
-    chats = LetopisChats(tmp_path / "bot.outbox.db", store=away, rules=rules)
-    dispatcher, bot = Dispatcher(), bot_at(api.url)
-    chats.attach(dispatcher)
-    async with polling(dispatcher, bot):
+    bench = connected(api, tmp_path, relay=True, store=away, rules=Rules(hold=0.1, stuck_after=0.2))
+    async with polling(bench.dispatcher, bench.bot):
         api.say("What is tea?")
         await until(api, lambda: any("⚠️" in text for text in api.texts()), 40)
-        found = [one.text for one in await chats.history.messages(CHAT)]
+        found = await bench.texts()
 
     assert api.texts()[-1].startswith("⚠️ Ответ пока не попал в историю чата.")
     assert found == ["What is tea?"]
     with pytest.raises(InvalidInput, match="store and options"):
-        LetopisChats(chats.history, store=away)
+        LetopisChats(bench.history, store=away)

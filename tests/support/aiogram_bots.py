@@ -41,8 +41,6 @@ async def polling(dispatcher: Dispatcher, bot: Bot, **options: Any) -> AsyncIter
 
 # Bots that are killed. A slow disk makes the moment between the receipt and the record long enough.
 
-SLOW_SECONDS = 0.3
-
 
 @asynccontextmanager
 async def recorded_by_the_session(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
@@ -93,10 +91,9 @@ async def hang(hook: str, url: str, folder: str) -> None:
     record = IncomingRecorder.record
 
     async def slowly(self: IncomingRecorder, update: Any) -> Any:
-        await asyncio.sleep(SLOW_SECONDS)
+        await asyncio.sleep(0.3)
         return await record(self, update)
 
     IncomingRecorder.record = slowly  # type: ignore[method-assign]
-    bots = {"session": recorded_by_the_session, "default": recorded_by_the_default_hook}
-    async with bots[hook](Path(folder), hang=True) as dispatcher:
+    async with globals()[hook](Path(folder), hang=True) as dispatcher:
         await dispatcher.start_polling(bot_at(url), polling_timeout=1)
