@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.support.daemons import DaemonProcess, letopis
 from tests.support.fake_openai import PIECE_SECONDS, FakeOpenAI, fake_openai, pieces_of
 from tests.support.gate import Gate
 from tests.support.paths import ROOT
+from tests.support.relays import until
 from tests.support.servers.processes import free_port
 from tests.support.servers.store_pool import migrate
 
@@ -34,8 +35,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Service:
-    """The example under uvicorn with two workers."""
-
     def __init__(self, client: httpx.AsyncClient, process: psutil.Process, port: int) -> None:
         self.client = client
         self.process = process
@@ -46,7 +45,6 @@ class Service:
         return [one for one in self.process.children() if "spawn_main" in " ".join(one.cmdline())]
 
     def connections(self, worker: psutil.Process) -> int:
-        """How many requests a worker is answering."""
         return sum(
             one.status == psutil.CONN_ESTABLISHED and bool(one.laddr) and one.laddr.port == self.port
             for one in worker.net_connections("tcp4")
@@ -87,25 +85,20 @@ async def serve(folder: Path, store: str, fake: FakeOpenAI) -> AsyncIterator[Ser
     )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
-            service = Service(client, psutil.Process(process.pid), port)
-            await until_it_answers(service)
-            yield service
+
+            async def answers() -> bool:
+                with suppress(httpx.TransportError):
+                    return (await client.get("/chats/none/messages", headers={"x-user": "ada"})).is_success
+                return False
+
+            await until(answers, patience=PATIENCE_SECONDS)
+            yield Service(client, psutil.Process(process.pid), port)
     finally:
         children = psutil.Process(process.pid).children(recursive=True) if process.returncode is None else []
         for one in (process, *children):
             if psutil.pid_exists(one.pid):
                 one.kill()
         await process.wait()
-
-
-async def until_it_answers(service: Service) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            try:
-                if (await service.client.get("/chats/none/messages", headers={"x-user": "ada"})).status_code == 200:
-                    return
-            except httpx.TransportError:
-                await asyncio.sleep(0.1)
 
 
 async def stored(url: str, conversations: list[str], *, count: int) -> dict[str, list[Any]]:
@@ -121,43 +114,39 @@ async def stored(url: str, conversations: list[str], *, count: int) -> dict[str,
 async def test_a_worker_is_killed_while_it_streams(tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
     url = new_store_url("postgresql")
     await migrate(url)
-    made = letopis("--outbox", str(tmp_path / "chat.outbox.db"), "--store", url, "init", folder=tmp_path)
+    told = ("--outbox", str(tmp_path / "chat.outbox.db"), "--store", url)
+    made = letopis(*told, "init", folder=tmp_path)
     assert made.returncode == 0, made.stderr
-    async with fake_openai(count=COUNT) as fake:
-        with DaemonProcess("--outbox", str(tmp_path / "chat.outbox.db"), "--store", url, folder=tmp_path) as relay:
-            async with serve(tmp_path, url, fake) as service:
-                relay.works()
-                asking: dict[str, asyncio.Task[tuple[str, bool]]] = {}
-                victim, other = service.workers()
-                while min(service.connections(victim), service.connections(other)) < 2:
-                    assert len(asking) < 40, "one worker takes all connections"
-                    chat = f"chat-{len(asking)}"
-                    asking[chat] = asyncio.create_task(service.ask(chat, f"q-{chat}"))
-                    async with asyncio.timeout(PATIENCE_SECONDS):
-                        await fake.asked_for(len(asking))
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    while service.begun != asking.keys():  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
-                await asyncio.sleep(0.5)
-                victim.kill()
-                chats = list(asking)
-                shown = dict(zip(chats, await asyncio.gather(*asking.values()), strict=True))
-                cut = [chat for chat, (_, whole) in shown.items() if not whole]
-                assert 2 <= len(cut) <= len(chats) - 2
+    with fake_openai(COUNT) as fake, DaemonProcess(*told, folder=tmp_path) as relay:
+        async with serve(tmp_path, url, fake) as service:
+            relay.works()
+            asking: dict[str, asyncio.Task[tuple[str, bool]]] = {}
+            victim, other = service.workers()
+            while min(service.connections(victim), service.connections(other)) < 2:
+                assert len(asking) < 40, "one worker takes all connections"
+                chat = f"chat-{len(asking)}"
+                asking[chat] = asyncio.create_task(service.ask(chat, f"q-{chat}"))
+                await until(lambda: len(fake.asked) >= len(asking), patience=PATIENCE_SECONDS)
+            await until(lambda: service.begun == asking.keys(), patience=PATIENCE_SECONDS)
+            await asyncio.sleep(0.5)
+            victim.kill()
+            chats = list(asking)
+            shown = dict(zip(chats, await asyncio.gather(*asking.values()), strict=True))
+            cut = [chat for chat, (_, whole) in shown.items() if not whole]
+            assert 2 <= len(cut) <= len(chats) - 2
 
-                # What came whole is asked for once more, as a client does that was not told.
-                whole = [chat for chat in chats if chat not in cut]
-                for chat in whole[:1]:
-                    asked = len(fake.asked)
-                    assert await service.ask(chat, f"q-{chat}") == shown[chat] and len(fake.asked) == asked
+            # What came whole is asked for once more, as a client does that was not told.
+            whole = next(chat for chat in chats if chat not in cut)
+            asked = len(fake.asked)
+            assert await service.ask(whole, f"q-{whole}") == shown[whole] and len(fake.asked) == asked
 
-                found = await stored(url, [f"ada/{chat}" for chat in chats], count=2 * len(chats))
-                for chat in cut:
-                    assert await service.ask(chat, f"q-{chat}") == (found[f"ada/{chat}"][1].text, True)
-                listed = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "ada"})
-                assert [one["interrupted"] for one in listed.json()["messages"]] == [False, True]
-                other = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "eve"})
-                assert other.json()["messages"] == []
+            found = await stored(url, [f"ada/{chat}" for chat in chats], count=2 * len(chats))
+            for chat in cut:
+                assert await service.ask(chat, f"q-{chat}") == (found[f"ada/{chat}"][1].text, True)
+            listed = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "ada"})
+            assert [one["interrupted"] for one in listed.json()["messages"]] == [False, True]
+            other = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "eve"})
+            assert other.json()["messages"] == []
 
     lost = []
     for chat in chats:
@@ -181,13 +170,14 @@ async def test_a_client_goes_and_the_store_is_away(tmp_path: Path, new_store_url
     gate = Gate(url)
     await gate.open()  # which gives it a port
     await gate.shut()
-    async with fake_openai(count=60) as fake, serve(tmp_path, gate.url, fake) as service:
-        left, _ = await service.ask("tea", "q-left", upto=60)
-        whole = await service.ask("tea", "q-whole")
-        assert whole == ("".join(pieces_of("q-whole", 60)), True)
-        for wrong in ({"id": "x", "text": "\x00"}, {"id": "\n", "text": "hi"}):
-            refused = await service.client.post("/chats/tea/messages", json=wrong, headers={"x-user": "ada"})
-            assert refused.status_code == 422 and "remove it" in refused.text
+    with fake_openai(60) as fake:
+        async with serve(tmp_path, gate.url, fake) as service:
+            left, _ = await service.ask("tea", "q-left", upto=60)
+            whole = await service.ask("tea", "q-whole")
+            assert whole == ("".join(pieces_of("q-whole", 60)), True)
+            for wrong in ({"id": "x", "text": "\x00"}, {"id": "\n", "text": "hi"}):
+                refused = await service.client.post("/chats/tea/messages", json=wrong, headers={"x-user": "ada"})
+                assert refused.status_code == 422 and "remove it" in refused.text
 
     await gate.open()
     with DaemonProcess("--outbox", str(tmp_path / "chat.outbox.db"), "--store", gate.url, folder=tmp_path):

@@ -48,7 +48,8 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_the_guide_to_pyrogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyrogram", reason="needs Kurigram: pip install 'letopis[pyrogram]'")
-    from tests.support.pyrogram_clients import Offline, dispatching, eventually
+    from tests.support.pyrogram_clients import Offline, dispatching
+    from tests.support.relays import until as eventually
 
     monkeypatch.chdir(tmp_path)
     names = names_of("pyrogram.md")

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from letopis.store import Message
-from letopis.store.model.conversations import Delivery
+from letopis.store import Delivery, Message
 from tests.support import pages
 from tests.support.paths import ROOT
 from tests.support.story import nothing
@@ -51,7 +50,6 @@ def names_of(page: str, *more: int) -> dict[str, Any]:
 
 
 def go_on(page: str, place: int, names: dict[str, Any]) -> None:
-    """Run another block of a guide."""
     exec(compile(code_of(page, place), page, "exec"), names)  # noqa: S102 - our own page
 
 

@@ -27,8 +27,7 @@ from letopis.adapters.aiogram import ChatHistory, LetopisChats, unrecorded
 from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History, Rules
-from letopis.store import InvalidInput
-from letopis.store.model.conversations import Delivery
+from letopis.store import Delivery, InvalidInput
 from tests.support.aiogram_bots import bot_at, hang, polling, recorded_by_the_default_hook, recorded_by_the_session
 from tests.support.bot_api import BOT_ID, BotApi, until
 from tests.support.bots import process
@@ -41,8 +40,6 @@ LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in
 
 @dataclass
 class Bench:
-    """A dispatcher that is connected, and its bot."""
-
     api: BotApi
     chats: LetopisChats
     dispatcher: Dispatcher

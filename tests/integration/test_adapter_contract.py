@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
-from letopis.store import InvalidInput
+from letopis import History, InvalidInput
 from tests.support.adapters import ADAPTERS, Subject, differences, refusing
 from tests.support.values.items import VALUES
 
 TEXT, OBJECT = (kind for kind in VALUES if kind.name in ("text", "key-order"))
 BLOCKING = {"haystack"}
 """It opens a blocking history of its own, and its own tests say what it wants."""
-AT_ONCE = ["openai_agents", "agent_framework", "langchain", "llama_index"]
+AT_ONCE = ["openai_agents", "agent_framework", "langchain", "llama_index", "pydantic_ai"]
 """Those that keep an item with one call; the others make or read a session first."""
 
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import pytest
 from typing_extensions import TypedDict
 
-from letopis.outbox import History
-from letopis.store import ConversationStore, InvalidInput
+from letopis import ConversationStore, History, InvalidInput
 from tests.support.relays import deliver_all, until
 
 pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
@@ -30,7 +29,6 @@ def joined(state: list[str], writes: list[list[str]]) -> list[str]:
 
 
 def delta_state(*, every: int) -> Any:
-    """A state with a channel that is made of its writes."""
     delta = pytest.importorskip("langgraph.channels.delta", reason="this release has no DeltaChannel")
     channel = delta.DeltaChannel(joined, snapshot_frequency=every)
     return TypedDict("state", {"said": Annotated[list[str], channel], "count": Annotated[int, operator.add]})

@@ -95,7 +95,6 @@ async def fill(history: History, thread: str, checkpoints: int) -> None:
 
 
 async def left(history: History, thread: str) -> int:
-    """Return how many checkpoints a thread has, after reading each."""
     return len([one async for one in LetopisSaver(history).alist(config(thread, ns=None))])
 
 

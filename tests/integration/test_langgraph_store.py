@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
-from letopis.store import InvalidInput, StoreUnavailable
+from letopis import History, InvalidInput, StoreUnavailable
 from tests.support.relays import deliver_all
 from tests.support.sayings import present
 

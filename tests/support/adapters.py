@@ -6,13 +6,14 @@ import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from inspect import iscoroutinefunction
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Final
 
+from letopis import BlockingHistory, History, InvalidInput
 from letopis.adapters._envelope import to_text
-from letopis.outbox import BlockingHistory, History
-from letopis.store import InvalidInput
+from tests.support.sayings import present
 from tests.support.values.items import ITEMS, VALUES, Kind
 
 THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -23,12 +24,10 @@ Deed = Callable[[Kind], Awaitable[Any]]
 
 
 def kinds_of(framework: str) -> Sequence[Kind]:
-    """Return what this framework is given: OpenAI's items of odd shapes belong to its own API."""
     return (*VALUES, *ITEMS) if framework == "openai_agents" else VALUES
 
 
 async def tried(framework: str, deed: Deed) -> Outcome:
-    """Do something with each kind, and note what comes of it."""
     found: Outcome = {}
     for kind in kinds_of(framework):
         try:
@@ -72,41 +71,49 @@ class Subject:
 
     adapter: str
     """Where it is: frameworks are imported when they are used, as one may be missing."""
+    of_one = False
+    """Whether the adapter is that of one conversation, whose name it takes first."""
     url: str
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def theirs(self, name: str) -> Any:
-        """Return the framework's own backend."""
         raise NotImplementedError
+
+    async def end(self, backend: Any) -> None:
+        """End the framework's own backend."""
 
     def ours(self, history: History, name: str) -> Any:
-        """Return the adapter."""
-        return resolve_name(f"letopis.adapters.{self.adapter}")(history)
+        return resolve_name(f"letopis.adapters.{self.adapter}")(*[name] * self.of_one, history)
 
-    async def put(self, backend: Any, kind: Kind) -> None:
-        """Have a backend keep an item, in a conversation of its kind's name."""
+    def put(self, backend: Any, kind: Kind) -> Any:
+        """Have a backend keep an item, in a conversation of its kind's name; in a thread unless it is a coroutine."""
         raise NotImplementedError
 
-    async def got(self, backend: Any, kind: Kind) -> Any:
+    def got(self, backend: Any, kind: Kind) -> Any:
         raise NotImplementedError
 
     async def own(self, kind: Kind) -> Any:
         backend = self.theirs(kind.name)
-        await self.put(backend, kind)
-        return await self.got(backend, kind)
+        try:
+            await _done(self.put, backend, kind)
+            return await _done(self.got, backend, kind)
+        finally:
+            await self.end(backend)
 
     async def write(self, history: History, kind: Kind) -> None:
-        """Keep an item through Letopis."""
-        await self.put(self.ours(history, kind.name), kind)
+        await _done(self.put, self.ours(history, kind.name), kind)
 
     async def read(self, history: History, kind: Kind) -> Any:
-        """Return what comes back through Letopis."""
-        return await self.got(self.ours(history, kind.name), kind)
+        return await _done(self.got, self.ours(history, kind.name), kind)
 
     async def close(self) -> None:
         """End what is left open."""
+
+
+async def _done(deed: Callable[..., Any], *given: Any) -> Any:
+    return await (deed(*given) if iscoroutinefunction(deed) else asyncio.to_thread(deed, *given))
 
 
 def _text(kind: Kind) -> str:
@@ -114,27 +121,22 @@ def _text(kind: Kind) -> str:
 
 
 class OpenAIAgents(Subject):
+    adapter = "openai_agents:LetopisSession"
+    of_one = True
+
     def theirs(self, name: str) -> Any:
         from agents import SQLiteSession
 
-        self._session = SQLiteSession(name, self.folder / "own.db")
-        return self._session
+        return SQLiteSession(name, self.folder / "own.db")
 
-    def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.openai_agents import LetopisSession
-
-        return LetopisSession(name, history)
+    async def end(self, backend: Any) -> None:
+        backend.close()
 
     async def put(self, backend: Any, kind: Kind) -> None:
         await backend.add_items([kind.output if kind in VALUES else kind.value])
 
     async def got(self, backend: Any, kind: Kind) -> Any:
         return await backend.get_items()
-
-    async def own(self, kind: Kind) -> Any:
-        found = await super().own(kind)
-        self._session.close()
-        return found
 
 
 class Strands(Subject):
@@ -145,28 +147,22 @@ class Strands(Subject):
 
         return FileSessionManager(name, str(self.folder / "own"))
 
-    async def put(self, backend: Any, kind: Kind) -> None:
-        await asyncio.to_thread(self._put, backend, kind)
-
-    async def got(self, backend: Any, kind: Kind) -> Any:
-        return await asyncio.to_thread(self._got, backend, kind)
-
-    def _put(self, repository: Any, kind: Kind) -> None:
+    def put(self, backend: Any, kind: Kind) -> None:
         from strands.session import FileSessionManager
         from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-        if not isinstance(repository, FileSessionManager):  # which has made its session itself
-            repository.create_session(Session(session_id=kind.name, session_type=SessionType.AGENT))
+        if not isinstance(backend, FileSessionManager):  # which has made its session itself
+            backend.create_session(Session(session_id=kind.name, session_type=SessionType.AGENT))
         times = {"created_at": THEN.isoformat(), "updated_at": THEN.isoformat()}
         agent = SessionAgent("bot", state={"value": kind.value}, conversation_manager_state={}, **times)
-        repository.create_agent(kind.name, agent)
+        backend.create_agent(kind.name, agent)
         result = {"toolUseId": "c", "status": "success", "content": [{"json": kind.value}]}
         message: Any = {"role": "user", "content": [{"toolResult": result}]}
-        repository.create_message(kind.name, "bot", SessionMessage(message=message, message_id=0, **times))
+        backend.create_message(kind.name, "bot", SessionMessage(message=message, message_id=0, **times))
 
-    def _got(self, repository: Any, kind: Kind) -> Any:
-        (message,) = repository.list_messages(kind.name, "bot")
-        return [message.to_dict(), repository.read_agent(kind.name, "bot").state]
+    def got(self, backend: Any, kind: Kind) -> Any:
+        (message,) = backend.list_messages(kind.name, "bot")
+        return [message.to_dict(), backend.read_agent(kind.name, "bot").state]
 
 
 class GoogleADK(Subject):
@@ -248,16 +244,14 @@ class PydanticAI(Subject):
 
 
 class LangChain(Subject):
+    adapter = "langchain:LetopisChatMessageHistory"
+    of_one = True
+
     def theirs(self, name: str) -> Any:
         from langchain_core.chat_history import InMemoryChatMessageHistory
 
         with warnings.catch_warnings(action="ignore"):  # deprecated
             return InMemoryChatMessageHistory()
-
-    def ours(self, history: History, name: str) -> Any:
-        from letopis.adapters.langchain import LetopisChatMessageHistory
-
-        return LetopisChatMessageHistory(name, history)
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from langchain_core.messages import ToolMessage
@@ -274,8 +268,10 @@ class LlamaIndex(Subject):
     def theirs(self, name: str) -> Any:
         from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 
-        self._store = SQLAlchemyChatStore("memory", f"sqlite+aiosqlite:///{self.folder / 'own.db'}")
-        return self._store
+        return SQLAlchemyChatStore("memory", f"sqlite+aiosqlite:///{self.folder / 'own.db'}")
+
+    async def end(self, backend: Any) -> None:
+        await present(backend._async_engine).dispose()
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from llama_index.core.base.llms.types import ChatMessage
@@ -285,13 +281,6 @@ class LlamaIndex(Subject):
 
     async def got(self, backend: Any, kind: Kind) -> Any:
         return [one.model_dump(mode="json") for one in await backend.get_messages(kind.name)]
-
-    async def own(self, kind: Kind) -> Any:
-        try:
-            return await super().own(kind)
-        finally:
-            assert self._store._async_engine is not None
-            await self._store._async_engine.dispose()
 
 
 class Haystack(Subject):
@@ -314,16 +303,15 @@ class Haystack(Subject):
             self._opened = {path: BlockingHistory(path, store=self.url, read_timeout=60.0)}
         return LetopisChatMessageStore(self._opened[path])
 
-    async def put(self, backend: Any, kind: Kind) -> None:
+    def put(self, backend: Any, kind: Kind) -> None:
         from haystack.dataclasses import ChatMessage, ToolCall
 
         about = {"chat_message_id": "1", "value": None if isinstance(kind.value, str) else kind.value}
         message = ChatMessage.from_tool(_text(kind), origin=ToolCall("look", about, id="c"), meta=about)
-        await asyncio.to_thread(backend.write_messages, f"{self.folder}{kind.name}", [message])
+        backend.write_messages(f"{self.folder}{kind.name}", [message])
 
-    async def got(self, backend: Any, kind: Kind) -> Any:
-        found = await asyncio.to_thread(backend.retrieve_messages, f"{self.folder}{kind.name}")
-        return [one.to_dict() for one in found]
+    def got(self, backend: Any, kind: Kind) -> Any:
+        return [one.to_dict() for one in backend.retrieve_messages(f"{self.folder}{kind.name}")]
 
     async def write(self, history: History, kind: Kind) -> None:
         await self.put(await asyncio.to_thread(self.ours, history, kind.name), kind)

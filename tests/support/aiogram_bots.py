@@ -27,7 +27,6 @@ def bot_at(url: str, **options: Any) -> Bot:
 
 @asynccontextmanager
 async def polling(dispatcher: Dispatcher, bot: Bot, **options: Any) -> AsyncIterator[None]:
-    """Poll for the time of a block, with aiogram's own loop."""
     given = {"polling_timeout": 1, "handle_signals": False, **options}
     task = asyncio.create_task(dispatcher.start_polling(bot, **given))
     try:

@@ -6,17 +6,16 @@ import asyncio
 import itertools
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from letopis.testing import FakePlatform
+from tests.support.webhook import Quiet, listening
 
 TOKEN: Final = "7000:fake-secret-of-a-bot"
 BOT_ID: Final = 7000
@@ -64,11 +63,9 @@ class BotApi(FakePlatform):
         return {**made, **more}
 
     def say(self, text: str, **more: Any) -> dict[str, Any]:
-        """Hand out a message of a user, and return the update."""
         return self.push(message=self.message(text, **more))
 
     def press(self, data: str, message: Mapping[str, Any], **user: Any) -> dict[str, Any]:
-        """Hand out a press of a button below a message of the bot."""
         sender = {**USER, **user}
         return self.push(
             callback_query={"id": "1", "from": sender, "chat_instance": "1", "message": message, "data": data}
@@ -154,35 +151,28 @@ class BotApi(FakePlatform):
 
 @contextmanager
 def bot_api(first_id: int = 1) -> Iterator[BotApi]:
-    """Run a Bot API server at ``.url`` for the time of a block."""
     api = BotApi(first_id)
 
     class Handler(_Handler):
         known = api
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    api.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield api
-    finally:
-        api.close()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as address:
+        api.url = f"http://{address}"
+        try:
+            yield api
+        finally:
+            api.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet):
     protocol_version = "HTTP/1.1"
     known: BotApi
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if self._sized() else self._chunks()
+    def do_POST(self) -> None:  # noqa: N802 - as the base calls it
+        chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        body = self._chunks() if chunked else self.body()
         method = self.path.rsplit("/", 1)[-1]
-        given = f"/bot{TOKEN}/"
-        if not self.path.startswith(given):
+        if not self.path.startswith(f"/bot{TOKEN}/"):
             self._answer(401, {"ok": False, "error_code": 401, "description": "Unauthorized"})
             return
         status, answer = self.known.take(method, _payload(self.headers.get("Content-Type", ""), body))
@@ -193,9 +183,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, answer)
 
     do_GET = do_POST  # noqa: N815 - as the base calls it
-
-    def _sized(self) -> bool:
-        return self.headers.get("Transfer-Encoding", "").lower() != "chunked"
 
     def _chunks(self) -> bytes:
         found = b""
@@ -215,9 +202,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):  # the bot was killed meanwhile
             self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
 
 
 def _payload(content_type: str, body: bytes) -> dict[str, Any]:
@@ -239,11 +223,8 @@ def _payload(content_type: str, body: bytes) -> dict[str, Any]:
 
 
 def _value(given: str) -> Any:
-    if given[:1] in "[{" and given:
-        try:
-            return json.loads(given)
-        except ValueError:
-            return given
+    with suppress(ValueError):
+        return json.loads(given) if given.startswith(("[", "{")) else given
     return given
 
 

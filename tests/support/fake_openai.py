@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
-from tests.support.accepted import Accepted
+from tests.support.webhook import Quiet, listening
 
 PIECE_SECONDS = 0.02
 
@@ -17,52 +18,34 @@ def pieces_of(question: str, count: int) -> list[str]:
     return [f"{question}.{number} " for number in range(count)]
 
 
+@dataclass
 class FakeOpenAI:
     """What was asked, and where."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.asked: list[str] = []
-        self.url = ""
-        self._more = asyncio.Condition()
-
-    async def asked_for(self, count: int) -> None:
-        async with self._more:
-            await self._more.wait_for(lambda: len(self.asked) >= count)
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            size = next(
-                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line[:14] == b"content-length"
-            )
-            question = json.loads(await reader.readexactly(size))["messages"][-1]["content"]
-            async with self._more:
-                self.asked.append(question)
-                self._more.notify_all()
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-            for piece in pieces_of(question, self.count):
-                chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "fake"}
-                choices = [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]
-                writer.write(f"data: {json.dumps({**chunk, 'choices': choices})}\n\n".encode())
-                await writer.drain()
-                await asyncio.sleep(PIECE_SECONDS)
-            writer.write(b"data: [DONE]\n\n")
-            writer.close()
-            await writer.wait_closed()  # or the end of this task cuts off what is not sent yet
-        except ConnectionError:
-            return  # the caller has gone
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
 
 
-@asynccontextmanager
-async def fake_openai(count: int) -> AsyncIterator[FakeOpenAI]:
-    """Serve for the time of the block."""
-    fake = FakeOpenAI(count)
-    accepted = Accepted(fake.answer)
-    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    try:
+@contextmanager
+def fake_openai(count: int) -> Iterator[FakeOpenAI]:
+    """Answer in so many pieces for the time of the block."""
+    fake = FakeOpenAI()
+
+    class Answer(Quiet):
+        def do_POST(self) -> None:  # noqa: N802 - as the base calls it
+            question = json.loads(self.body())["messages"][-1]["content"]
+            fake.asked.append(question)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            with suppress(ConnectionError):  # the caller may have gone
+                for piece in pieces_of(question, count):
+                    choices = [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]
+                    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "fake"}
+                    self.wfile.write(f"data: {json.dumps({**chunk, 'choices': choices})}\n\n".encode())
+                    time.sleep(PIECE_SECONDS)
+                self.wfile.write(b"data: [DONE]\n\n")
+
+    with listening(Answer) as address:
+        fake.url = f"http://{address}/v1"
         yield fake
-    finally:
-        await accepted.close(server)
-        await accepted.cut()

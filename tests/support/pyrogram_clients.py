@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from pyrogram import Client, raw, types
 
 from tests.support.bot_api import BOT_ID
@@ -37,11 +36,7 @@ class Offline(Client):
             return raw.types.messages.AffectedMessages(pts=1, pts_count=1)
         if isinstance(query, raw.functions.messages.EditMessage):
             return self._updates(raw.types.UpdateEditMessage, query.id, query.message)
-        if isinstance(query, raw.functions.messages.SendMessage):
-            return self._updates(raw.types.UpdateNewMessage, next(self._numbers), query.message)
-        if isinstance(query, raw.functions.upload.SaveFilePart):
-            return True
-        if isinstance(query, raw.functions.messages.SendMedia):
+        if isinstance(query, raw.functions.messages.SendMessage | raw.functions.messages.SendMedia):
             return self._updates(raw.types.UpdateNewMessage, next(self._numbers), query.message)
         raise AssertionError(f"nobody has thought of {type(query).__name__}")
 
@@ -58,7 +53,6 @@ class Offline(Client):
         )
 
     def message(self, number: int, text: str, *, out: bool = False, edited: int | None = None) -> Any:
-        """A message as MTProto has it, in the chat with Ada."""
         return raw.types.Message(
             id=number,
             peer_id=raw.types.PeerUser(user_id=ADA),
@@ -95,12 +89,3 @@ async def dispatching(client: Offline) -> AsyncIterator[None]:
         yield
     finally:
         await client.dispatcher.stop()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it did not come to that")

@@ -84,12 +84,8 @@ async def play(framework: str, on_letopis: bool, folder: str, url: str) -> None:
     async with _bot(framework, on_letopis, folder, url, thinks) as bot:
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
-            if order == "read":
-                print(json.dumps(await bot.read()), flush=True)
-                continue
-            if order == "resume":
-                assert bot.resume is not None
-                print(json.dumps(await bot.resume()), flush=True)
+            if isinstance(order, str):
+                print(json.dumps(await getattr(bot, order)()), flush=True)
                 continue
             if order["hang"]:
                 waiting.set()
@@ -106,12 +102,17 @@ async def _bot(framework: str, on_letopis: bool, folder: str, url: str, thinks: 
     module: Any = import_module(f"tests.support.bots.{framework}")
     if not on_letopis:
         files = {"folder": Path(folder)} if "folder" in signature(module.default).parameters else {}
-        async with module.default(url, thinks, **files) as bot:
+        async with _open(module.default(url, thinks, **files)) as bot:
             yield bot
         return
-    async with History(Path(folder) / "bot.outbox.db", store=url) as history, module.letopis(history, thinks) as bot:
+    path = Path(folder) / "bot.outbox.db"
+    async with History(path, store=url) as history, _open(module.letopis(history, thinks)) as bot:
         yield bot
         await history.drained(timeout=_PATIENCE_SECONDS)
+
+
+def _open(made: Any) -> AbstractAsyncContextManager[Bot]:
+    return contextlib.nullcontext(made) if isinstance(made, Bot) else made
 
 
 async def tell(
@@ -126,20 +127,17 @@ async def tell(
     told, gate = Told(), Gate(url)
     await gate.open()
 
-    def start() -> AbstractAsyncContextManager[_Process]:
-        return _process(command(play, framework, on_letopis, folder, gate.url))
-
     turn, hangs, resuming = 0, True, False
     try:
         while turn < TURNS:
-            async with start() as process:
+            async with _process(command(play, framework, on_letopis, folder, gate.url)) as order:
                 if resumes and told.said:
-                    told.said += await process.order("resume")
+                    told.said += await order("resume")
                     turn, resuming = turn + resuming, False
                 while turn < TURNS:
                     await (gate.shut() if turn in DOWN else gate.open())
                     asked, hang = question(turn), hangs and turn == KILLED_THINKING
-                    reply = await process.order({"ask": asked, "hang": hang})
+                    reply = await order({"ask": asked, "hang": hang})
                     if reply == "thinking":
                         hangs, resuming = False, resumes
                         told.said += [asked] * asks_first  # the user asks again, once the bot is back
@@ -154,41 +152,35 @@ async def tell(
                         hangs = False
                         break
                 else:
-                    told.kept = await process.order("read")
-                    await process.end()
+                    told.kept = await order("read")
+                    await order()
     finally:
         await gate.shut()
     return told
 
 
-class _Process:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def order(self, what: Any) -> Any:
-        """Return what it answers."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(what).encode() + b"\n")
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            line = await self._process.stdout.readline()
-        assert line, "the bot ended by itself"
-        return json.loads(line)
-
-    async def end(self) -> None:
-        """Let it close in order."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        async with asyncio.timeout(2 * _PATIENCE_SECONDS):
-            assert await self._process.wait() == 0
-
-
 @asynccontextmanager
-async def _process(words: list[str]) -> AsyncIterator[_Process]:
+async def _process(words: list[str]) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Start a bot; give a function that returns what it answers to an order, and that without one lets it end."""
     process = await asyncio.create_subprocess_exec(
         *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
+    assert process.stdin is not None and process.stdout is not None
+    orders, answers = process.stdin, process.stdout
+
+    async def order(what: Any = None) -> Any:
+        async with asyncio.timeout(2 * _PATIENCE_SECONDS):
+            if what is None:
+                orders.close()
+                assert await process.wait() == 0
+                return None
+            orders.write(json.dumps(what).encode() + b"\n")
+            line = await answers.readline()
+        assert line, "the bot ended by itself"
+        return json.loads(line)
+
     try:
-        yield _Process(process)
+        yield order
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

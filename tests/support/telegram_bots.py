@@ -28,7 +28,6 @@ def on(builder: Any, api: BotApi | str) -> Any:
 
 @asynccontextmanager
 async def polling(application: Any) -> AsyncIterator[None]:
-    """Poll for the time of a block, with the library's own updater."""
     async with application:
         await application.start()
         await application.updater.start_polling(timeout=1)

@@ -19,7 +19,6 @@ PLACE: Final = ChatKey(bot_id=7000, chat_id=1001)
 
 @contextmanager
 def handling(asked: Recorded) -> Iterator[None]:
-    """Be the handler of an update."""
     token = current_update.set(asked)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Serve a webhook on this machine, and keep what it is sent."""
+"""Serve on this machine: a webhook, which keeps what it is sent, and whatever else a handler does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+
+class Quiet(BaseHTTPRequestHandler):
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+        """Say nothing."""
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on the loopback for the time of a block; give the host and the port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @dataclass
@@ -33,10 +56,9 @@ def serve() -> Iterator[Site]:
     """Serve on the loopback; what is posted gets the status, and a redirect leads to /elsewhere."""
     site = Site()
 
-    class Answer(BaseHTTPRequestHandler):
+    class Answer(Quiet):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            site.asked.append((self.path, dict(self.headers.items()), body.decode()))
+            site.asked.append((self.path, dict(self.headers.items()), self.body().decode()))
             self.send_response(200 if self.path == "/elsewhere" else site.status)
             if site.status // 100 == 3:
                 self.send_header("Location", f"http://{site.url}/elsewhere")
@@ -45,17 +67,5 @@ def serve() -> Iterator[Site]:
 
         do_GET = do_POST  # noqa: N815  # its name there
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    server.daemon_threads = True
-    site.url = f"127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(Answer) as site.url:
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

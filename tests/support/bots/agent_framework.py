@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 from agent_framework import (
@@ -25,8 +24,6 @@ from tests.support.story import Bot, Thinks, answer_to
 
 
 class FakeModel(BaseChatClient[Any]):
-    """Answers the last message."""
-
     def __init__(self, thinks: Thinks) -> None:
         super().__init__()
         self._thinks = thinks
@@ -64,12 +61,10 @@ def _bot(provider: HistoryProvider, thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(LetopisHistoryProvider(history), thinks)
+def letopis(history: History, thinks: Thinks) -> Bot:
+    return _bot(LetopisHistoryProvider(history), thinks)
 
 
-@asynccontextmanager
-async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+def default(url: str, thinks: Thinks) -> Bot:
     """The framework's own: in memory, whatever database there is."""
-    yield _bot(InMemoryHistoryProvider(), thinks)
+    return _bot(InMemoryHistoryProvider(), thinks)

@@ -52,10 +52,9 @@ def _bot(service: BaseSessionService, thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
+def letopis(history: History, thinks: Thinks) -> Bot:
     service = LetopisSessionService(history, conversation=lambda app, user, session: session)
-    yield _bot(service, thinks)
+    return _bot(service, thinks)
 
 
 @asynccontextmanager

@@ -30,7 +30,6 @@ class FakeModel:
 
 
 def _pipeline(store: Any, llm: Any) -> Pipeline:
-    """Return the pipeline of docs/howto/haystack.md."""
     pipeline = Pipeline()
     pipeline.add_component("retriever", ChatMessageRetriever(store))
     pipeline.add_component("llm", llm)
@@ -71,6 +70,5 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
     await asyncio.to_thread(store.close)
 
 
-@asynccontextmanager
-async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(InMemoryChatMessageStore(), thinks)
+def default(url: str, thinks: Thinks) -> Bot:
+    return _bot(InMemoryChatMessageStore(), thinks)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory, InMemoryChatMessageHistory
@@ -52,13 +51,11 @@ def _bot(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(lambda session_id: LetopisChatMessageHistory(session_id, history), thinks)
+def letopis(history: History, thinks: Thinks) -> Bot:
+    return _bot(lambda session_id: LetopisChatMessageHistory(session_id, history), thinks)
 
 
-@asynccontextmanager
-async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+def default(url: str, thinks: Thinks) -> Bot:
     with warnings.catch_warnings(action="ignore"):  # deprecated
         kept = InMemoryChatMessageHistory()
-    yield _bot(lambda _: kept, thinks)
+    return _bot(lambda _: kept, thinks)

@@ -36,9 +36,8 @@ def _bot(saver: Any, thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(LetopisSaver(history), thinks)
+def letopis(history: History, thinks: Thinks) -> Bot:
+    return _bot(LetopisSaver(history), thinks)
 
 
 @asynccontextmanager

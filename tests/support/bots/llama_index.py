@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
@@ -45,12 +44,10 @@ def _bot(store: AsyncDBChatStore, thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(LetopisChatStore(history), thinks)
+def letopis(history: History, thinks: Thinks) -> Bot:
+    return _bot(LetopisChatStore(history), thinks)
 
 
-@asynccontextmanager
-async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+def default(url: str, thinks: Thinks) -> Bot:
     driven = make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-    yield _bot(SQLAlchemyChatStore(table_name="memory", async_database_uri=driven), thinks)
+    return _bot(SQLAlchemyChatStore(table_name="memory", async_database_uri=driven), thinks)

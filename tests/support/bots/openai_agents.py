@@ -50,9 +50,8 @@ def _bot(session: Session, thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(LetopisSession("chat-1", history), thinks)
+def letopis(history: History, thinks: Thinks) -> Bot:
+    return _bot(LetopisSession("chat-1", history), thinks)
 
 
 @asynccontextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,7 +22,6 @@ THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def turns(*names: int | str) -> list[ModelMessage]:
-    """Return a question and an answer of each name."""
     return [
         message
         for name in names
@@ -79,12 +76,10 @@ def _bot(store: ConversationStore, thinks: Thinks) -> Bot:
     return Bot(ask, read)
 
 
-@asynccontextmanager
-async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    yield _bot(LetopisConversationStore(history), thinks)
+def letopis(history: History, thinks: Thinks) -> Bot:
+    return _bot(LetopisConversationStore(history), thinks)
 
 
-@asynccontextmanager
-async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+def default(url: str, thinks: Thinks) -> Bot:
     del url  # its own store keeps conversations in memory
-    yield _bot(InMemoryConversationStore(), thinks)
+    return _bot(InMemoryConversationStore(), thinks)

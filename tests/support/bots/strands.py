@@ -18,8 +18,6 @@ from tests.support.story import Bot, Thinks, answer_to
 
 
 class FakeModel(Model):
-    """Answers the last message."""
-
     def __init__(self, thinks: Thinks) -> None:
         self._thinks = thinks
         self.asked: list[list[Any]] = []
@@ -68,8 +66,7 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
     yield await asyncio.to_thread(_bot, session, repository, thinks)
 
 
-@asynccontextmanager
-async def default(url: str, thinks: Thinks, *, folder: Path) -> AsyncIterator[Bot]:
+def default(url: str, thinks: Thinks, *, folder: Path) -> Bot:
     """The framework's own: files on this machine, whatever database there is."""
     session = FileSessionManager("chat-1", storage_dir=str(folder / "sessions"))
-    yield _bot(session, session, thinks)
+    return _bot(session, session, thinks)

@@ -12,5 +12,4 @@ from letopis.outbox import History
 
 @pytest.fixture
 def parts(history: History, tmp_path: Path) -> BotParts:
-    """A bot that delivers nothing by itself."""
     return BotParts.of(history, 7000, files=tmp_path / "files")

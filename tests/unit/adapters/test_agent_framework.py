@@ -22,11 +22,10 @@ from agent_framework import (
     executor,
 )
 
+from letopis import File, History, InvalidInput, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
 from letopis.adapters.agent_framework import LetopisHistoryProvider
 from letopis.adapters.agent_framework.checkpoint_storage import LetopisCheckpointStorage, latest_of
 from letopis.adapters.agent_framework.replays import without_replayed
-from letopis.outbox import History
-from letopis.store import File, InvalidInput, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
 from letopis.store import Message as Said
 from tests.support.bots.agent_framework import FakeModel
 from tests.support.sayings import present
@@ -62,7 +61,6 @@ def dicts(messages: list[Message]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def provider(history: History) -> LetopisHistoryProvider:
-    """A provider on a history that delivers nothing."""
     return LetopisHistoryProvider(history, owner="42")
 
 
@@ -203,7 +201,6 @@ def session_store(history: History) -> Any:
 
 
 async def test_sessions_are_copies(bot: History) -> None:
-    """On each kind of store."""
     store = session_store(bot)
     session = AgentSession(session_id="inner", service_session_id="conv_1")
     session.state = {"form": {"step": 3, "said": said("hi")}, "letopis": {}}
@@ -263,7 +260,6 @@ def checkpoint(number: int, *, after: str | None = None, workflow: str = "flow",
 
 
 async def test_checkpoints(bot: History) -> None:
-    """On each kind of store."""
     storage = LetopisCheckpointStorage(bot)
     first = checkpoint(1, state={"numbers": (1, 2), "text": "täa"})
     second = checkpoint(2, after="id-1", state={"blob": b"\x00" * 100_000})

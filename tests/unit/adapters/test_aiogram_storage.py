@@ -18,16 +18,13 @@ from aiogram.fsm.state import State, StatesGroup
 from aiogram.fsm.storage.base import StorageKey
 from aiogram.fsm.storage.memory import MemoryStorage
 
+from letopis import History, InvalidInput, StoreUnavailable
 from letopis.adapters.aiogram import LetopisFsmStorage
-from letopis.outbox import History
-from letopis.store import InvalidInput, StoreUnavailable
 
 KEY = StorageKey(bot_id=42, chat_id=-42, user_id=1)
 
 
 class Form(StatesGroup):
-    """The states of a form."""
-
     name = State()
 
 

@@ -26,10 +26,9 @@ from google.adk.sessions.base_session_service import GetSessionConfig
 from google.adk.sessions.session import Session
 from google.genai import types
 
+from letopis import History, InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
 from letopis.adapters.google_adk import LetopisSessionService
 from letopis.adapters.google_adk.names import conversation_of, user_space
-from letopis.outbox import History
-from letopis.store import InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
 from tests.support.apart import open_apart
 from tests.support.outages import locked_out
 from tests.support.peers import refused_port
@@ -43,7 +42,6 @@ WHERE = conversation_of(APP, USER, "s1")
 
 @pytest.fixture
 def service(history: History) -> LetopisSessionService:
-    """A session service on a history that delivers nothing."""
     return LetopisSessionService(history)
 
 
@@ -367,7 +365,6 @@ class FakeModel(BaseLlm):
 
 
 def remember(what: str, tool_context: Any) -> str:
-    """Keep something."""
     tool_context.state["user:fact"] = what
     tool_context.state["temp:now"] = "yes"
     return what

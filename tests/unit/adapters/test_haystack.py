@@ -21,9 +21,8 @@ from haystack_experimental.chat_message_stores.in_memory import InMemoryChatMess
 from haystack_experimental.components.retrievers import ChatMessageRetriever
 from haystack_experimental.components.writers import ChatMessageWriter
 
+from letopis import BlockingHistory, InvalidInput, Message, ToolResult
 from letopis.adapters.haystack import LetopisChatMessageStore
-from letopis.outbox import BlockingHistory
-from letopis.store import InvalidInput, Message, ToolResult
 from letopis.store import ToolCall as LetopisToolCall
 from tests.support.peers import refused_port
 from tests.support.sayings import present
@@ -46,7 +45,6 @@ MESSAGES = [
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[BlockingHistory]:
-    """A synchronous history that delivers nothing."""
     with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 

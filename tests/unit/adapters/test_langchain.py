@@ -23,10 +23,9 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from letopis import BlockingHistory, History, InvalidInput, Message, ToolCall, ToolResult
 from letopis.adapters.formats import openai_chat
 from letopis.adapters.langchain import LetopisChatMessageHistory
-from letopis.outbox import BlockingHistory, History
-from letopis.store import InvalidInput, Message, ToolCall, ToolResult
 
 MESSAGES: list[BaseMessage] = [
     SystemMessage("Be brief"),

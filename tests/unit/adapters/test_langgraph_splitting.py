@@ -16,8 +16,6 @@ from letopis.adapters.langgraph.splitting import INLINE, LIST, WHOLE, Pieces, Re
 
 
 class Pickled:
-    """A serializer without LangGraph."""
-
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         return "pickle", pickle.dumps(obj)
 

@@ -15,9 +15,8 @@ from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 
+from letopis import History, InvalidInput, Message, ToolCall, ToolResult
 from letopis.adapters.llama_index import LetopisChatStore
-from letopis.outbox import History
-from letopis.store import InvalidInput, Message, ToolCall, ToolResult
 from letopis.store.model.large_content import MAX_STRING_BYTES
 from tests.support.sayings import present
 
@@ -49,7 +48,6 @@ def numbered(*numbers: int) -> list[ChatMessage]:
 
 @pytest.fixture
 def store(history: History) -> LetopisChatStore:
-    """A chat store on a history that delivers nothing."""
     return LetopisChatStore(history, owner="42")
 
 

@@ -17,9 +17,8 @@ from agents import Agent, OpenAIResponsesCompactionSession, Runner, Session, SQL
 from agents.memory import SessionSettings
 from openai.types.responses import ResponseCompactionItem
 
+from letopis import History, InvalidInput, Message, StoreUnavailable, Text, ToolCall
 from letopis.adapters.openai_agents import LetopisSession
-from letopis.outbox import History
-from letopis.store import InvalidInput, Message, StoreUnavailable, Text, ToolCall
 from tests.support.bots.openai_agents import FakeModel
 from tests.support.sayings import present
 from tests.support.story import nothing
@@ -30,7 +29,6 @@ USER: Any = {"role": "user", "content": "Same again"}
 
 @pytest.fixture
 async def session(history: History) -> AsyncIterator[LetopisSession]:
-    """A session on a history that delivers nothing."""
     return LetopisSession("chat-1", history)
 
 

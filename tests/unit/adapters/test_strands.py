@@ -21,11 +21,10 @@ from strands.storage import InMemoryStorage
 from strands.types.exceptions import SessionException, StorageError
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
+from letopis import ABSENT, BlockingHistory, File, History, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
 from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.strands import LetopisSessionRepository, LetopisStorage
 from letopis.adapters.strands.keys import key_at, place_of, range_of
-from letopis.outbox import BlockingHistory, History
-from letopis.store import ABSENT, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
 from tests.support.bots.strands import FakeModel
 from tests.support.story import nothing
 
@@ -89,7 +88,6 @@ def away(tmp_path: Path) -> Iterator[History]:
 
 @pytest.fixture
 def repository(shared: History) -> LetopisSessionRepository:
-    """A repository with a session and an agent in it."""
     made = LetopisSessionRepository(shared, owner="42")
     made.create_session(Session("chat-1", SessionType.AGENT))
     made.create_agent("chat-1", agent_of("bot"))
@@ -97,7 +95,6 @@ def repository(shared: History) -> LetopisSessionRepository:
 
 
 def known(history: History, deed: Any) -> Any:
-    """Return what a deed of the history returns."""
     return asyncio.run(deed(history))
 
 
@@ -301,7 +298,6 @@ def test_it_wants_a_history(tmp_path: Path) -> None:
 
 
 async def same(storage: Any, theirs: Any, deed: str, *given: Any) -> Any:
-    """Return what both do alike."""
     results: list[Any] = []
     for one in (storage, theirs):
         try:

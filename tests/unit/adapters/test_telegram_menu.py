@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from letopis import History, Message
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.buttons import MenuScreen, read_press
 from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.outbox import History
-from letopis.store import Message
 from tests.support.sayings import present
 from tests.support.telegram_calls import PLACE
 
@@ -16,7 +15,6 @@ OTHER = ChatKey(bot_id=7000, chat_id=1002)
 
 
 def data_of(screen: MenuScreen, part: str) -> str:
-    """The data of the one button whose text holds a part."""
     [found] = [one.data for row in screen.rows for one in row if part in one.text]
     return found
 

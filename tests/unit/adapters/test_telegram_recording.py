@@ -17,14 +17,10 @@ from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import failure_of
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.local_state import MAX_ATTEMPTS
-from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
-from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
-from letopis.store import InvalidInput, Message, OutboxFull
+from letopis.outbox import History, Relay
+from letopis.store import ConversationTrimmed, Delivery, InvalidInput, Message, OutboxFull
 from letopis.store.model import large_content
-from letopis.store.model.conversations import Delivery
-from letopis.store.model.event_types import ConversationTrimmed
 from letopis.store.model.events import utc_now
 from letopis.testing import deliver_all
 from tests.support.sayings import present
@@ -41,7 +37,6 @@ def parts_on(history: History, folder: Path) -> BotParts:
 
 @asynccontextmanager
 async def opened(folder: Path, **options: Any) -> AsyncIterator[BotParts]:
-    """A bot's process, which delivers nothing by itself."""
     async with History(folder / "bot.outbox.db", **{"relay": False, **options}) as history:
         yield parts_on(history, folder)
 
@@ -342,7 +337,6 @@ def call(text: str = "A leaf.") -> dict[str, Any]:
 
 
 def shown(number: int) -> dict[str, Any]:
-    """Return what Telegram answers."""
     return {"message_id": number, "chat": {"id": 1001}}
 
 
@@ -358,15 +352,6 @@ async def test_a_refusal_is_a_failure_and_a_timeout_is_not(parts: BotParts) -> N
     assert [one.message_id for one in await parts.history.unconfirmed()] == [two.id]
 
 
-async def test_a_limit_is_no_failure_and_the_same_sent_again_is_one_message(parts: BotParts) -> None:
-    first = await parts.outgoing.before("sendMessage", call())
-    await parts.outgoing.failed(first, failure_of(429, "Too Many Requests", {"retry_after": 1}))
-    second = await parts.outgoing.before("sendMessage", call())
-    await parts.outgoing.after("sendMessage", second, shown(6))
-    [message] = await parts.history.messages(CHAT)
-    assert message.delivery is Delivery.SENT
-
-
 async def test_the_same_text_twice_at_a_time_is_two_messages(parts: BotParts) -> None:
     both = [await parts.outgoing.before("sendMessage", call()) for _ in range(2)]
     for number, intent in enumerate(both, 6):
@@ -380,13 +365,6 @@ async def test_an_answer_goes_where_its_question_is_though_the_user_has_switched
         await parts.chats.start(PLACE, first=False)
         await parts.outgoing.before("sendMessage", call())
     assert await texts(parts.history) == ["Hello", "A leaf."]
-
-
-async def test_what_is_no_part_of_the_conversation_is_not_recorded(parts: BotParts) -> None:
-    with unrecorded():
-        assert await parts.outgoing.before("sendMessage", call()) is None
-    assert await parts.outgoing.before("sendChatAction", {"chat_id": 1001}) is None
-    assert await parts.history.chat(CHAT).conversation() is None
 
 
 async def test_a_channel_named_by_its_username_is_recorded_by_the_result(parts: BotParts) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from letopis import Data, File, InvalidInput, Text
 from letopis.adapters.telegram_core.bot import bot_id_of
 from letopis.adapters.telegram_core.buttons import (
     DATA_LIMIT,
@@ -19,7 +20,7 @@ from letopis.adapters.telegram_core.buttons import (
     shortened,
 )
 from letopis.adapters.telegram_core.calls import failure_of, numbers_in, read_call
-from letopis.adapters.telegram_core.content import command_of, content_of, metadata_of, title_from
+from letopis.adapters.telegram_core.content import content_of, metadata_of, title_from
 from letopis.adapters.telegram_core.keys import ChatKey, author_of, message_id
 from letopis.adapters.telegram_core.texts import COMMANDS, ENGLISH, RUSSIAN, descriptions, texts_for
 from letopis.adapters.telegram_core.updates import (
@@ -32,9 +33,7 @@ from letopis.adapters.telegram_core.updates import (
     Said,
     read_update,
 )
-from letopis.store import InvalidInput
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.parts import Data, File, Text
 from tests.support.sayings import present
 
 BOT = 7000
@@ -82,39 +81,35 @@ def test_a_token_names_its_bot_and_is_not_quoted_when_it_is_none() -> None:
     assert "secret" not in str(raised.value).replace("a secret", "")
 
 
-def test_a_message_is_said_and_a_command_is_none() -> None:
-    command = raw("/new@fake_bot Tea", entities=[{"type": "bot_command", "offset": 0, "length": 13}])
-    assert isinstance(read_update(BOT, {"update_id": 1, "message": raw()}), Said)
-    found = read_update(BOT, {"update_id": 1, "message": command})
-    assert isinstance(found, Command) and found.command == "new"
-    assert command_of(raw("/new without an entity")) is None
+COMMAND = [{"type": "bot_command", "offset": 0, "length": 13}]
+GONE = {"business_connection_id": "b", "chat": {"id": 1001}, "message_ids": [5, 6]}
+REACTED = {"old_reaction": [{"type": "emoji", "emoji": "👎"}], "new_reaction": [{"type": "emoji", "emoji": "👍"}]}
+REACTION = {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1001}, **REACTED}
+THOUGHT = {"chat": {"id": 1001}, "thought": "tea"}
 
 
-def test_what_says_nothing_or_was_written_by_the_bot_is_kept_raw() -> None:
-    joined = raw(None, new_chat_members=[{"id": 5}])
-    own = raw(business_connection_id="b", sender_business_bot={"id": BOT})
-    assert isinstance(read_update(BOT, {"update_id": 1, "message": joined}), Other)
-    assert isinstance(read_update(BOT, {"update_id": 1, "business_message": own}), Other)
-
-
-def test_edits_deletions_moves_and_reactions_are_understood() -> None:
-    assert isinstance(read_update(BOT, {"update_id": 1, "edited_message": raw("New")}), Edited)
-    deleted = {"business_connection_id": "b", "chat": {"id": 1001}, "message_ids": [5, 6]}
-    gone = read_update(BOT, {"update_id": 2, "deleted_business_messages": deleted})
-    assert isinstance(gone, Deleted) and gone.numbers == (5, 6)
-    moved = read_update(BOT, {"update_id": 3, "message": raw(None, chat=-5, migrate_to_chat_id=-1005)})
-    assert isinstance(moved, ChatMoved) and (moved.old, moved.new) == (-5, -1005)
-    marks = {"old_reaction": [{"type": "emoji", "emoji": "👎"}], "new_reaction": [{"type": "emoji", "emoji": "👍"}]}
-    reaction = {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1001}, **marks}
-    reacted = read_update(BOT, {"update_id": 4, "message_reaction": reaction})
-    assert isinstance(reacted, Reacted) and (reacted.added, reacted.removed) == (("👍",), ("👎",))
-
-
-def test_an_unknown_type_keeps_its_place_and_its_content() -> None:
-    found = read_update(BOT, {"update_id": 9, "telepathy": {"chat": {"id": 1001}, "thought": "tea"}})
-    assert isinstance(found, Other)
-    assert (found.kind, found.key) == ("telepathy", ChatKey(bot_id=BOT, chat_id=1001))
-    assert read_update(BOT, {"update_id": 9, "inline_query": {"id": "1", "query": "q"}}).key is None
+@pytest.mark.parametrize(
+    ("kind", "payload", "meaning", "fields"),
+    [
+        ("message", raw(), Said, {}),
+        ("message", raw("/new@fake_bot Tea", entities=COMMAND), Command, {"command": "new"}),
+        ("message", raw("/new without an entity"), Said, {}),
+        ("message", raw(None, new_chat_members=[{"id": 5}]), Other, {}),
+        ("business_message", raw(business_connection_id="b", sender_business_bot={"id": BOT}), Other, {}),
+        ("edited_message", raw("New"), Edited, {}),
+        ("deleted_business_messages", GONE, Deleted, {"numbers": (5, 6)}),
+        ("message", raw(None, chat=-5, migrate_to_chat_id=-1005), ChatMoved, {"old": -5, "new": -1005}),
+        ("message_reaction", REACTION, Reacted, {"added": ("👍",), "removed": ("👎",)}),
+        ("telepathy", THOUGHT, Other, {"kind": "telepathy", "key": ChatKey(bot_id=BOT, chat_id=1001)}),
+        ("inline_query", {"id": "1", "query": "q"}, Other, {"key": None}),
+    ],
+)
+def test_an_update_is_understood_or_kept_raw(
+    kind: str, payload: dict[str, Any], meaning: type, fields: dict[str, Any]
+) -> None:
+    found = read_update(BOT, {"update_id": 1, kind: payload})
+    assert type(found) is meaning
+    assert {name: getattr(found, name) for name in fields} == fields
 
 
 @pytest.mark.parametrize("given", [{}, {"message": {}}, {"update_id": "1"}, {"update_id": True}])

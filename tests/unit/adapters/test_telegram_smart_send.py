@@ -25,7 +25,6 @@ LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in
 
 @pytest.fixture
 def waits() -> list[float]:
-    """The seconds that were waited."""
     return []
 
 

@@ -103,13 +103,6 @@ def test_code_is_closed_and_opened_again_with_its_own_fence(fence: str) -> None:
     assert [line for part in parts for line in part.text.splitlines()[1:-1]] == body.splitlines()
 
 
-def test_a_closing_fence_is_never_alone() -> None:
-    body = "\n".join(["=" * 5, *["=" * 6] * 5, "=" * 8])
-    parts = split(f"```python\n\n{body}\n\n```", limit=64)
-    assert [part.text.count("```") for part in parts] == [2] * len(parts)
-    assert "".join(part.text for part in parts).count("=") == body.count("=")
-
-
 def test_a_line_of_code_is_not_cut_where_it_could_end() -> None:
     first = "\n".join(["=", "=" * 5, *["=" * 6] * 5, "====== ="])
     second = "\n".join(["===", "=" * 5, "=" * 6, "=" * 10])
@@ -122,12 +115,6 @@ def test_it_is_cut_at_a_paragraph_then_a_line_then_a_word() -> None:
     assert [part.text for part in split(f"{first}\n\n{second}\n{second}", limit=100)] == [first, f"{second}\n{second}"]
     assert [part.text for part in split(f"{first}\n{second} {second}", limit=100)] == [first, f"{second} {second}"]
     assert [part.text for part in split(f"{first} {second} {second}", limit=100)] == [f"{first} {second}", second]
-
-
-def test_a_word_longer_than_a_message_is_cut_between_characters() -> None:
-    parts = split("👩\u200d🚀" * 40, limit=64)
-    assert "".join(part.text for part in parts) == "👩\u200d🚀" * 40
-    assert all(part.text.startswith("👩") and part.text.endswith("🚀") for part in parts)
 
 
 def test_code_keeps_its_indentation_where_it_is_cut() -> None:

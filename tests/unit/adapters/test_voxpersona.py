@@ -51,7 +51,6 @@ def answer(number: int, text: str = "Ответ", **fields: Any) -> Conversation
 
 
 def file_of(manager: ConversationManager, name: str, user: int = USER) -> Any:
-    """What a JSON file of a user holds."""
     return json.loads((manager.base_dir / f"user_{user}" / f"{name}.json").read_text(encoding="utf-8"))
 
 

@@ -14,10 +14,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from click.testing import CliRunner, Result
 
+from letopis import Conversation, History, InvalidInput
 from letopis.adapters.voxpersona import ConversationManager, ConversationMessage, import_folder
 from letopis.adapters.voxpersona.__main__ import command
-from letopis.outbox import History
-from letopis.store import Conversation, InvalidInput
 from letopis.store.model import large_content
 from tests.support.sayings import present
 
@@ -32,15 +31,12 @@ def message(number: int, text: str = "Привет", kind: str = "user_question"
 
 
 def metadata(name: str, number: int, **fields: Any) -> dict[str, Any]:
-    """What the seed's files say of a chat."""
     about = {"conversation_id": name, "user_id": USER, "username": "ada", "title": f"Чат {number}"}
     about |= {"created_at": f"2025-10-0{number}T09:00:00", "updated_at": "2025-11-01T10:00:00", "is_active": False}
     return about | {"message_count": 0, "total_tokens": 0, "chat_number": number} | fields
 
 
 class Folder:
-    """A bot's folder of chats."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
 

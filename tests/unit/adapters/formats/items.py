@@ -68,7 +68,6 @@ class Chance(random.Random):
 
 
 def chat_conversation(chance: Chance) -> list[Item]:
-    """A turn of OpenAI Chat Completions."""
     items = [_chat_user(chance)]
     if chance.maybe(0.3):
         role = chance.choice(["system", "developer"])
@@ -139,7 +138,6 @@ def _chat_dumped(chance: Chance) -> Item:
 
 
 def responses_conversation(chance: Chance) -> list[Item]:
-    """A turn of OpenAI Responses."""
     items: list[Item] = [{"role": "developer", "content": chance.words()}] if chance.maybe(0.2) else []
     items.append(_responses_user(chance))
     calls = [chance.ident("call") for _ in range(chance.randrange(3))]
@@ -214,7 +212,6 @@ def _responses_answer(chance: Chance) -> Item:
 
 
 def anthropic_conversation(chance: Chance) -> list[Item]:
-    """A turn of Anthropic Messages."""
     items = [_anthropic_user(chance)]
     if chance.maybe(0.6):
         calls = [chance.ident("toolu") for _ in range(chance.randrange(1, 4))]

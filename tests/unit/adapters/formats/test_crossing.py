@@ -10,10 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis import File, Message, Reasoning, Text, ToolCall, ToolResult
 from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_responses
-from letopis.store.model.parts import UnknownPart
-from letopis.store.rules.context_window import window
+from letopis.store import File, Message, Reasoning, Text, ToolCall, ToolResult, UnknownPart, window
 from tests.unit.adapters.formats.items import Item
 from tests.unit.adapters.formats.test_round_trips import FORMATS, texts, thousand
 

@@ -10,11 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis import Data, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
 from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_responses
+from letopis.store import Data, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult, UnknownPart, window
 from letopis.store.model.codec import decode, encode_message
-from letopis.store.model.parts import UnknownPart
-from letopis.store.rules.context_window import window
 from tests.unit.adapters.formats.items import (
     Chance,
     Item,
@@ -42,7 +40,6 @@ def thousand(talk: Callable[[Chance], list[Item]], *, seed: int = 1) -> list[Ite
 
 
 def stored(message: Message) -> Message:
-    """The message as the history gives it back."""
     encoded = encode_message(message, conversation_id="c")
     return Message.from_data(decode(encoded.data))
 

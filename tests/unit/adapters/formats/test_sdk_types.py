@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_responses
+from letopis.adapters.formats import gemini
 from letopis.store.rules.context_window import window
 from tests.unit.adapters.formats.items import Item
 from tests.unit.adapters.formats.test_round_trips import FORMATS, thousand
@@ -60,31 +60,6 @@ def test_the_checks_find_what_is_wrong() -> None:
     for check in map(check_of, TYPES):
         with pytest.raises(ValueError, match="validation error"):
             check({"role": "user", "content": [{"type": "nothing"}], "parts": [{"text": 5}], "type": "message"})
-
-
-def test_what_the_openai_sdk_dumps_comes_back() -> None:
-    chat = installed("openai.types.chat")
-    responses = installed("openai.types.responses")
-    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-    message = chat.ChatCompletionMessage(role="assistant", content=None, tool_calls=[call])
-    text = {"type": "output_text", "text": "It rains in Kazan today.", "annotations": []}
-    output = responses.ResponseOutputMessage(
-        id="msg_1", type="message", role="assistant", status="completed", content=[text]
-    )
-    for module, dumped in ((openai_chat, message.model_dump(mode="json")), (openai_responses, output.model_dump())):
-        assert orjson.dumps(module.from_messages(module.to_messages([dumped]))) == orjson.dumps([dumped])
-
-
-def test_what_the_anthropic_sdk_dumps_comes_back() -> None:
-    types = installed("anthropic.types")
-    blocks = [
-        {"type": "thinking", "thinking": "Kazan is cold in winter.", "signature": "c2lnbmF0dXJl"},
-        {"type": "text", "text": "It rains in Kazan today.", "citations": None},
-        {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"b": 1, "a": 2}, "caller": None},
-    ]
-    message = types.Message.model_construct(id="msg_1", type="message", role="assistant", content=blocks, model="m")
-    dumped = message.model_dump(mode="json", warnings=False)
-    assert orjson.dumps(anthropic.from_messages(anthropic.to_messages([dumped]))) == orjson.dumps([dumped])
 
 
 @pytest.mark.parametrize("options", [{}, {"exclude_none": True}, {"by_alias": True}])
