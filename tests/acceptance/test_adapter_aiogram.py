@@ -14,10 +14,9 @@ from aiohttp import web
 
 from tests.acceptance.test_howto_adapters import SHOWN, ask_model, names_of
 from tests.support.aiogram_bots import bot_at, polling
-from tests.support.bot_api import bot_api, until
-from tests.support.bot_examples import run_example
+from tests.support.bot_api import bot_api
+from tests.support.bots import CHAT, run_example, shown_by
 
-CHAT = "tg:7000:1001"
 PAGE = "aiogram.md"
 
 
@@ -30,10 +29,8 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with bot_api() as api:
         bot = bot_at(api.url)
         async with polling(dispatcher, bot, close_bot_session=False):
-            api.say("What is tea?")
-            await until(api, lambda: api.texts() == ["answer to What is tea?"])
-            api.say("/list")
-            await until(api, lambda: len(api.texts()) == 2)
+            assert await shown_by(api, "What is tea?") == "answer to What is tea?"
+            await shown_by(api, "/list")
             message = Message.model_validate(api.updates[0]["message"], context={"bot": bot})
             await names["wait"](message)
             await names["show"](chats, message)
@@ -48,4 +45,4 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 async def test_the_example(tmp_path: Path) -> None:
-    await run_example("aiogram_bot.py", tmp_path, CHAT)
+    await run_example("aiogram_bot.py", tmp_path)

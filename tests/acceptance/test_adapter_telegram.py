@@ -11,11 +11,10 @@ pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip insta
 from telegram.ext import CommandHandler, MessageHandler, filters
 
 from tests.acceptance.test_howto_adapters import SHOWN, ask_model, names_of
-from tests.support.bot_api import TOKEN, bot_api, until
-from tests.support.bot_examples import run_example
+from tests.support.bot_api import TOKEN, bot_api
+from tests.support.bots import CHAT, run_example, shown_by
 from tests.support.telegram_bots import on, polling
 
-CHAT = "tg:7000:1001"
 PAGE = "python-telegram-bot.md"
 
 
@@ -32,11 +31,9 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         application.add_handler(CommandHandler("show", names["show"]))
         application.add_handler(MessageHandler(filters.TEXT & ~filters.COMMAND, names["answer"]))
         async with polling(application):
-            api.say("What is tea?")
-            await until(api, lambda: api.texts() == ["answer to What is tea?"])
-            for place, command in enumerate(("/list", "/wait", "/show"), 2):
-                api.say(command)
-                await until(api, lambda count=place: len(api.texts()) == count)  # type: ignore[misc]
+            assert await shown_by(api, "What is tea?") == "answer to What is tea?"
+            for text in ("/list", "/wait", "/show"):
+                await shown_by(api, text)
             await application.update_queue.join()
             found = await chats.history.messages(CHAT)
 
@@ -49,7 +46,7 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_the_guide_to_pyrogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyrogram", reason="needs Kurigram: pip install 'letopis[pyrogram]'")
     from tests.support.pyrogram_clients import Offline, dispatching
-    from tests.support.relays import until as eventually
+    from tests.support.relays import until
 
     monkeypatch.chdir(tmp_path)
     names = names_of("pyrogram.md")
@@ -58,8 +55,8 @@ async def test_the_guide_to_pyrogram(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names["bot_of"](client)
     async with dispatching(client):
         client.say(7, "What is tea?")
-        await eventually(lambda: len(client.calls) == 1)
-        await eventually(client.dispatcher.updates_queue.empty)
+        await until(lambda: len(client.calls) == 1)
+        await until(client.dispatcher.updates_queue.empty)
     async with names["recorder"] as recorder:
         found = [one.text for one in await recorder.history.messages(CHAT)]
 
@@ -68,4 +65,4 @@ async def test_the_guide_to_pyrogram(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 async def test_the_example(tmp_path: Path) -> None:
-    await run_example("ptb_bot.py", tmp_path, CHAT)
+    await run_example("ptb_bot.py", tmp_path)

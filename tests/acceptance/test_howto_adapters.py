@@ -21,8 +21,6 @@ LINES = 25
 """How many lines a bot takes at most to get a history, wrapped for a phone."""
 SAID = ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And coffee?"]
 """Of the conversation that each guide is put through."""
-
-
 SHOWN = [
     ("What is tea?", Delivery.APPENDED),
     ("answer to What is tea?", Delivery.SENT),
@@ -69,6 +67,11 @@ async def texts(history: Any, conversation_id: str = "chat-1") -> list[str]:
     return [one.text for one in await history.messages(conversation_id)]
 
 
+async def talk(names: dict[str, Any], *given: Any) -> None:
+    for question, answer in (SAID[:2], SAID[2:]):
+        assert await names["answer"](*given, question) == answer
+
+
 async def ready(history: Any) -> None:
     """Have the history store created, which takes a slow machine longer than a read waits."""
     await history.append("warm-up", Message.user("hello"))
@@ -80,10 +83,7 @@ async def test_openai_agents(bot: Any) -> None:
     names = names_of("openai-agents.md")
     names["agent"].model = model
     history = names["history"]
-
-    assert await names["answer"]("chat-1", "42", SAID[0]) == SAID[1]
-    await names["answer"]("chat-1", "42", SAID[2])
-
+    await talk(names, "chat-1", "42")
     go_on("openai-agents.md", 1, names)
     assert len(await names["session"].get_items()) == 4
     assert [chat.conversation_id for chat in await history.conversations(owner="42")] == ["chat-1"]
@@ -93,8 +93,7 @@ async def test_openai_agents(bot: Any) -> None:
 async def test_langchain(bot: Any) -> None:
     model = bot("langchain_core", "langchain").FakeModel(thinks=nothing)
     names = names_of("langchain.md")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated
+    with warnings.catch_warnings(action="ignore"):  # deprecated
         chain = names["chain_of"](model)
     asked = {"configurable": {"session_id": "chat-1"}}
 
@@ -109,9 +108,7 @@ async def test_llama_index(bot: Any) -> None:
     model = bot("llama_index.core", "llama_index").FakeModel
     names = names_of("llama-index.md")
 
-    assert await names["answer"](model(nothing), "chat-1", SAID[0]) == SAID[1]
-    await names["answer"](model(nothing), "chat-1", SAID[2])
-
+    await talk(names, model(nothing), "chat-1")
     assert [message.content for message in await names["store"].get_messages("chat-1", limit=2)] == SAID[2:]
     await names["history"].close()
 
@@ -133,14 +130,10 @@ async def test_agent_framework(bot: Any) -> None:
     page = "agent-framework.md"
     names = names_of(page)
     history, agent = names["history"], names["agent_of"](model)
-
-    assert await names["answer"](agent, "chat-1", SAID[0]) == SAID[1]
-    await names["answer"](agent, "chat-1", SAID[2])
-
+    await talk(names, agent, "chat-1")
     assert await texts(history) == SAID
     assert [one.text for one in model.asked[1]][-3:] == SAID[:3]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental
+    with warnings.catch_warnings(action="ignore"):  # experimental
         go_on(page, 1, names)
     assert await names["answer_with_state"](agent, "chat-1", "And milk?") == "answer to And milk?"
     session = await names["sessions"].get("chat-1")
@@ -157,9 +150,7 @@ async def test_google_adk(bot: Any) -> None:
     history = names["history"]
     await ready(history)
 
-    assert await names["answer"](model, "42", "chat-1", SAID[0]) == SAID[1]
-    await names["answer"](model, "42", "chat-1", SAID[2])
-
+    await talk(names, model, "42", "chat-1")
     assert await texts(history, "adk/shop/42/chat-1") == SAID
     go_on(page, 2, names)
     assert await names["newest_sessions"]("42") == (["chat-1"], None)
@@ -182,9 +173,7 @@ async def test_pydantic_ai(bot: Any) -> None:
     history = names["history"]
     await ready(history)
 
-    assert await names["answer"](model, "chat-1", "42", SAID[0]) == SAID[1]
-    await names["answer"](model, "chat-1", "42", SAID[2])
-
+    await talk(names, model, "chat-1", "42")
     assert await texts(history) == SAID
     assert [chat.conversation_id for chat in await history.conversations(owner="42")] == ["chat-1"]
     go_on(page, 1, names)

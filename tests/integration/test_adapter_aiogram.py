@@ -24,17 +24,15 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from letopis.adapters.aiogram import ChatHistory, LetopisChats, unrecorded
-from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History, Rules
 from letopis.store import Delivery, InvalidInput
-from tests.support.aiogram_bots import bot_at, hang, polling, recorded_by_the_default_hook, recorded_by_the_session
-from tests.support.bot_api import BOT_ID, BotApi, until
-from tests.support.bots import process
+from tests.support.aiogram_bots import bot_at, polling
+from tests.support.bot_api import BotApi, until
+from tests.support.bots import CHAT, shown_by
 from tests.support.peers import refused_port
 from tests.support.sayings import present
 
-CHAT = "tg:7000:1001"
 LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
 
 
@@ -48,6 +46,10 @@ class Bench:
     @property
     def history(self) -> History:
         return self.chats.history
+
+    @property
+    def incoming(self) -> IncomingRecorder:
+        return self.chats.parts_of(self.bot).incoming
 
     async def feed(self, update: dict[str, Any]) -> Any:
         return await self.dispatcher.feed_raw_update(self.bot, update)
@@ -93,6 +95,15 @@ def echo(bench: Bench) -> list[str]:
     return asked
 
 
+@contextlib.asynccontextmanager
+async def echoing(api: BotApi, folder: Path, **options: Any) -> AsyncIterator[Bench]:
+    """A bot that polls, and answers what it is asked."""
+    bench = connected(api, folder, **options)
+    echo(bench)
+    async with polling(bench.dispatcher, bench.bot):
+        yield bench
+
+
 # Sent again.
 
 
@@ -101,13 +112,10 @@ async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: Bot
         api.cut("sendMessage", accepted=False)
         with pytest.raises(TelegramNetworkError):
             await bench.bot.send_message(1001, "<b>Good day</b>")
-    bench = connected(api, tmp_path, parse_mode="HTML", sender=True)
-    echo(bench)
-    async with polling(bench.dispatcher, bench.bot):
+    async with echoing(api, tmp_path, parse_mode="HTML", sender=True) as bench:
         await until(api, lambda: api.texts() == ["<b>Good day</b>"])
         api.cut("sendMessage", accepted=False)
-        api.say("What is tea?")
-        await until(api, lambda: len(api.texts()) == 2)
+        await shown_by(api, "What is tea?")
         while await bench.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
             await asyncio.sleep(0.01)
         messages = await bench.history.messages(CHAT)
@@ -122,11 +130,8 @@ async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: Bot
 
 
 async def test_polling_records_both_sides_and_closes_with_the_bot(api: BotApi, tmp_path: Path) -> None:
-    bench = connected(api, tmp_path, attach={"describe": True}, relay=True)
-    echo(bench)
-    async with polling(bench.dispatcher, bench.bot):
-        api.say("What is tea?")
-        await until(api, lambda: api.texts() == ["answer to What is tea?"])
+    async with echoing(api, tmp_path, attach={"describe": True}, relay=True):
+        assert await shown_by(api, "What is tea?") == "answer to What is tea?"
         api.push(edited_message={**api.updates[0]["message"], "text": "What is coffee?", "edit_date": 1_790_000_000})
         await until(api, lambda: api.confirmed == 2)
 
@@ -171,7 +176,7 @@ async def test_a_handler_that_raises_has_ended(bench: Bench) -> None:
 
     with pytest.raises(LookupError):
         await bench.feed(bench.api.say("What is tea?"))
-    assert await bench.chats.parts_of(bench.bot).incoming.unhandled() == []
+    assert await bench.incoming.unhandled() == []
     assert await bench.texts() == ["What is tea?"]
 
 
@@ -325,7 +330,7 @@ async def test_the_handler_of_aiogram_answers_whatever_becomes_of_the_update(
     async def never(_: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(bench.chats.parts_of(bench.bot).incoming, "record", never)
+    monkeypatch.setattr(bench.incoming, "record", never)
     async with serving(SimpleRequestHandler(bench.dispatcher, bench.bot), bench) as client:
         taken = await client.post("/hook", json=api.say("What is tea?"))
         assert (taken.status, await bench.texts()) == (200, [])
@@ -350,49 +355,29 @@ async def test_a_method_that_a_handler_returns_is_sent_and_recorded(api: BotApi,
 # Crashes.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("hook", "kept"), [(recorded_by_the_session, True), (recorded_by_the_default_hook, False)])
-async def test_a_kill_after_telegram_was_told_loses_no_update(
-    api: BotApi, tmp_path: Path, hook: Any, kept: bool
-) -> None:
-    """Telegram will not send it again; it is answered all the same, once. The control has the hook of most examples."""
-    api.say("What is tea?")
-    with process(hang, hook.__name__, api.url, tmp_path):
-        await until(api, lambda: api.confirmed == 1, 60)
-    asked = ["What is tea?", "And coffee?"] if kept else ["And coffee?"]
-    answers = [f"answer to {one}" for one in asked]
-    async with hook(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
-        await until(api, lambda: api.texts() == answers[:-1])
-        api.say("And coffee?")
-        await until(api, lambda: api.texts() == answers)
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        assert [one.text for one in await history.messages(CHAT) if one.role == "user"] == asked
-
-
 async def test_an_end_before_telegram_was_told_handles_the_update_once(api: BotApi, tmp_path: Path) -> None:
     """It is handled because it was not, and comes from Telegram again at the same time."""
     update = api.say("What is tea?")
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        await IncomingRecorder(Chats(history, BOT_ID, files="files")).record(update)
-    async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
+    async with started(connected(api, tmp_path)) as bench:
+        await bench.incoming.record(update)
+    async with echoing(api, tmp_path):
         await until(api, lambda: api.texts() == ["answer to What is tea?"] and api.confirmed == 1)
-        api.say("And coffee?")
-        await until(api, lambda: len(api.texts()) == 2)
+        await shown_by(api, "And coffee?")
     assert api.texts() == ["answer to What is tea?", "answer to And coffee?"]
 
 
 async def test_a_backlog_of_nine_is_answered_nine_times_each_once(api: BotApi, tmp_path: Path) -> None:
     for number in range(9):
         api.say(f"question {number}")
-    async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
+    async with echoing(api, tmp_path):
         await until(api, lambda: len(api.texts()) == 9)
     assert sorted(api.texts()) == [f"answer to question {number}" for number in range(9)]
 
 
 async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_ones(api: BotApi, tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with started(connected(api, tmp_path)) as bench:
         for number in range(3):
-            await IncomingRecorder(Chats(history, BOT_ID, files="files")).record(api.say(f"old {number}"))
+            await bench.incoming.record(api.say(f"old {number}"))
     api.confirmed = 3  # Telegram was told
     order: list[str] = []
     elsewhere, done = asyncio.Event(), asyncio.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from letopis import History, InvalidInput
 from tests.support.adapters import ADAPTERS, Subject, differences, refusing
 from tests.support.values.items import VALUES
 
-TEXT, OBJECT = (kind for kind in VALUES if kind.name in ("text", "key-order"))
-BLOCKING = {"haystack"}
-"""It opens a blocking history of its own, and its own tests say what it wants."""
-AT_ONCE = ["openai_agents", "agent_framework", "langchain", "llama_index", "pydantic_ai"]
+TEXT = VALUES[0]
+AT_ONCE = ["openai_agents", "agent_framework", "langchain", "llama_index"]
 """Those that keep an item with one call; the others make or read a session first."""
 
 
@@ -24,15 +21,7 @@ AT_ONCE = ["openai_agents", "agent_framework", "langchain", "llama_index", "pyda
 def subject(framework: str, tmp_path: Path) -> Subject:
     package, made = ADAPTERS[framework]
     pytest.importorskip(package, reason=f"needs {package}: install the group adapters")
-    found = made(tmp_path)
-    found.url = f"sqlite:///{tmp_path / 'store.db'}"
-    return found
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[History]:
-    async with History(tmp_path / "bot.outbox.db", relay=False, own_thread=True, read_timeout=60) as history:
-        yield history
+    return made(tmp_path)
 
 
 @pytest.mark.slow
@@ -45,24 +34,17 @@ async def test_each_kind_comes_back_as_the_framework_itself_gives_it(
     assert await differences(framework, tmp_path, store_url) == []
 
 
+@pytest.mark.usefixtures("subject")
 @pytest.mark.parametrize("framework", ["openai_agents"])
-async def test_differences_are_seen(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_differences_are_seen(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the text in the envelope, the odd ones are refused."""
     monkeypatch.setattr("letopis.adapters.formats._native.seal", refusing)
-    found = await differences("openai_agents", tmp_path, subject.url)
+    found = await differences(framework, tmp_path, f"sqlite:///{tmp_path / 'store.db'}")
     assert len(found) == sum(kind.odd for kind in VALUES)
 
 
-@pytest.mark.parametrize("framework", ADAPTERS)
-async def test_conversations_are_kept_apart(subject: Subject, served: History) -> None:
-    wanted = [await subject.own(kind) for kind in (TEXT, OBJECT)]
-    for kind in (TEXT, OBJECT):
-        await subject.write(served, kind)
-    assert [await subject.read(served, kind) for kind in (TEXT, OBJECT)] == wanted
-    await subject.close()
-
-
-@pytest.mark.parametrize("framework", [name for name in ADAPTERS if name not in BLOCKING])
+# Haystack's opens a blocking history of its own, and its own tests say what it wants.
+@pytest.mark.parametrize("framework", [name for name in ADAPTERS if name != "haystack"])
 def test_what_is_no_history_is_refused(subject: Subject) -> None:
     wrong: Any = "bot.outbox.db"
     with pytest.raises(InvalidInput, match="history"):
@@ -70,10 +52,10 @@ def test_what_is_no_history_is_refused(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("framework", AT_ONCE)
-async def test_a_cancelled_caller_does_not_interrupt_what_is_kept(subject: Subject, served: History) -> None:
-    writing = asyncio.ensure_future(subject.write(served, TEXT))
+async def test_a_cancelled_caller_does_not_interrupt_what_is_kept(subject: Subject, history: History) -> None:
+    writing = asyncio.ensure_future(subject.write(history, TEXT))
     await asyncio.sleep(0)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-    assert await subject.read(served, TEXT) == await subject.own(TEXT)
+    assert await subject.read(history, TEXT) == await subject.own(TEXT)

@@ -174,6 +174,17 @@ async def test_forks(store: ConversationStore, chat: str) -> None:
     assert present(await store.read_record(again.conversation_id)).forked_from == at.conversation_id
 
 
+async def test_a_fork_of_a_branch_that_was_left(store: ConversationStore, chat: str) -> None:
+    source = await saved(store, chat, 1, 2)
+    left = (await store.load_entries(chat) or [])[-1].id
+    branched = await store.branch(chat, at=2, expected_revision=source.revision)
+    await grown(store, branched, "other")
+    fork = await store.fork(chat, from_entry=left)
+    await grown(store, fork, 3)
+    assert (await loaded(store, fork.conversation_id)).messages == turns(1, 2, 3)
+    assert (await loaded(store, chat)).messages == turns(1, "other")
+
+
 async def test_a_fork_keeps_what_it_shares(store: ConversationStore, chat: str) -> None:
     await saved(store, chat, 1, 2)
     fork = await store.fork(chat, at=2)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from telegram.ext import (
     ConversationHandler,
     MessageHandler,
     SimpleUpdateProcessor,
-    TypeHandler,
     filters,
 )
 
@@ -38,10 +35,11 @@ from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
 from letopis.outbox import History
 from letopis.store import Delivery, InvalidInput, OutboxFull
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi, until
+from tests.support.bots import CHAT, shown_by
 from tests.support.sayings import present
+from tests.support.servers.processes import free_port
 from tests.support.telegram_bots import on, polling
 
-CHAT = f"tg:{BOT_ID}:1001"
 Context = ContextTypes.DEFAULT_TYPE
 
 
@@ -88,8 +86,7 @@ async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: Bot
     async with polling(application):
         await until(api, lambda: api.texts() == ["<b>Good day</b>"])
         api.cut("sendMessage", accepted=False)
-        api.say("What is tea?")
-        await until(api, lambda: len(api.texts()) == 2)
+        await shown_by(api, "What is tea?")
         while await chats.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
             await asyncio.sleep(0.01)
         messages = await chats.history.messages(CHAT)
@@ -132,8 +129,7 @@ async def test_an_update_that_comes_again_is_handled_once(api: BotApi, chats: Le
     async with polling(answering(chats, api)):
         await until(api, lambda: len(api.texts()) == 1 and api.confirmed >= update["update_id"])
         api.repeat(update)
-        api.say("twice")
-        await until(api, lambda: len(api.texts()) == 2)
+        await shown_by(api, "twice")
     assert api.texts() == ["answer to once", "answer to twice"]
     assert len(await said(chats.history)) == 4
 
@@ -183,11 +179,9 @@ async def test_what_telegram_refuses_is_recorded_as_failed(api: BotApi, chats: L
 async def test_a_group_that_moves_keeps_its_conversation(api: BotApi, chats: LetopisChats) -> None:
     application = answering(chats, api)
     api.fail("sendMessage", 400, "Bad Request: group chat was upgraded", migrate_to_chat_id=-100999)
-    api.say("before", chat=-55)
     async with polling(application):
-        await until(api, lambda: len(api.texts()) == 1)
-        api.say("after", chat=-100999)
-        await until(api, lambda: len(api.texts()) == 2)
+        await shown_by(api, "before", chat=-55)
+        await shown_by(api, "after", chat=-100999)
     assert [one["chat"]["id"] for one in api.sent()] == [-100999, -100999]
     texts = [text for _, text in await said(chats.history, f"tg:{BOT_ID}:-55")]
     assert texts == ["before", "answer to before", "after", "answer to after"]
@@ -208,12 +202,9 @@ async def test_the_bots_own_limiter_and_processor_are_wrapped(api: BotApi, chats
     async def answer(update: Update, context: Context) -> None:
         await context.bot.send_message(1001, "answer", rate_limit_args=5)
 
-    builder = on(chats.builder(), api).rate_limiter(limiter).concurrent_updates(Processor(4))
-    application = builder.build()
-    application.add_handler(TypeHandler(Update, answer))
-    api.say("question")
+    application = handled_by(answer, chats.builder().rate_limiter(limiter).concurrent_updates(Processor(4)), api)
     async with polling(application):
-        await until(api, lambda: len(api.texts()) == 1)
+        await shown_by(api, "question")
 
     assert application.concurrent_updates == 4
     names = [name for name, *_ in limiter.mock_calls]
@@ -254,9 +245,7 @@ async def test_a_webhook_answers_after_the_update_is_recorded(
     api: BotApi, chats: LetopisChats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tornado", reason="needs tornado: pip install 'python-telegram-bot[webhooks]'")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     update = {"update_id": 5, "message": api.message("What is tea?")}
 
     def post() -> int:
@@ -265,17 +254,10 @@ async def test_a_webhook_answers_after_the_update_is_recorded(
     application = answering(chats, api)
     async with application:
         await application.start()
-        await application.updater.start_webhook(
-            listen="127.0.0.1", port=port, url_path="hook", webhook_url="https://x/"
-        )
-        real = chats.parts.incoming.record
-
-        async def full(_: Any) -> Any:
-            raise OutboxFull("no space")
-
-        monkeypatch.setattr(chats.parts.incoming, "record", full)
-        assert await asyncio.to_thread(post) == 500  # Telegram sends it again
-        monkeypatch.setattr(chats.parts.incoming, "record", real)
+        await application.updater.start_webhook("127.0.0.1", port, "hook", webhook_url="https://x/")
+        with monkeypatch.context() as patch:
+            patch.setattr(chats.parts.incoming, "record", AsyncMock(side_effect=OutboxFull("no space")))
+            assert await asyncio.to_thread(post) == 500  # Telegram sends it again
         assert await asyncio.to_thread(post) == 200
         assert ("user", "What is tea?") in await said(chats.history)
         await until(api, lambda: len(api.texts()) == 1)
@@ -292,8 +274,7 @@ async def test_an_own_webhook_puts_updates_into_the_queue(api: BotApi, chats: Le
     async def answer(update: Update, context: Context) -> None:
         await chats.smart_send(update, "answer")
 
-    application = on(chats.builder(), api).updater(None).build()
-    application.add_handler(TypeHandler(Update, answer))
+    application = handled_by(answer, chats.builder().updater(None), api)
     async with application:
         await application.start()
         raw = {"update_id": 1, "message": api.message("question")}
@@ -328,7 +309,7 @@ async def test_a_long_answer_is_a_file_and_one_message(api: BotApi, chats: Letop
     assert Path(answered.delivery_data["file_path"]).read_text(encoding="utf-8") == long
     (call,) = (one for one in api.calls if one.method == "sendDocument")
     assert call.payload["caption"].startswith("Tea is a leaf.")
-    assert json.loads(json.dumps(call.payload["caption_entities"]))[0]["type"] == "bold"
+    assert call.payload["caption_entities"][0]["type"] == "bold"
 
 
 async def test_a_bot_writes_to_a_chat_by_itself(api: BotApi, chats: LetopisChats) -> None:
@@ -346,26 +327,20 @@ async def test_a_bot_writes_to_a_chat_by_itself(api: BotApi, chats: LetopisChats
 
 async def test_the_menu_comes_before_the_handlers_of_the_bot(api: BotApi, chats: LetopisChats) -> None:
     application = answering(chats, api, describe=True)
-    api.say("What is tea?")
     async with polling(application):
-        await until(api, lambda: len(api.texts()) == 1)
-        api.say("/new Coffee")
-        await until(api, lambda: len(api.texts()) == 2)
-        api.say("/list@fake_bot")
-        await until(api, lambda: len(api.texts()) == 3)
+        await shown_by(api, "What is tea?")
+        await shown_by(api, "/new Coffee")
+        await shown_by(api, "/list@fake_bot")
         rows = api.calls[-1].payload["reply_markup"]["inline_keyboard"]
         [data] = [button["callback_data"] for button, *_ in rows if button["text"].endswith("What is tea?")]
         api.press(data, api.sent()[-1])
         await until(api, lambda: any(one.method == "answerCallbackQuery" for one in api.calls))
-        api.say("/rename")
-        await until(api, lambda: len(api.texts()) == 4)
+        await shown_by(api, "/rename")
         prompt = api.sent()[-1]
         while await chats.parts.local.answered(CHAT, prompt["message_id"]) is None:  # noqa: ASYNC110 - nothing rings
             await asyncio.sleep(0.01)
-        api.say("Кофе", reply_to_message=prompt)
-        await until(api, lambda: len(api.texts()) == 5)
-        api.say("/list@other_bot")
-        await until(api, lambda: len(api.texts()) == 6)
+        await shown_by(api, "Кофе", reply_to_message=prompt)
+        await shown_by(api, "/list@other_bot")
 
     assert api.texts()[-1] == "answer to /list@other_bot"
     titles = {one.title for one in await chats.history.conversations(owner=CHAT)}
@@ -397,9 +372,8 @@ async def test_a_bots_own_buttons_and_commands_pass(api: BotApi, chats: LetopisC
 async def test_a_history_that_it_opened_is_closed_with_the_application(api: BotApi, tmp_path: Path) -> None:
     chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
     application = answering(chats, api)
-    api.say("question")
     async with polling(application):
-        await until(api, lambda: len(api.texts()) == 1)
+        await shown_by(api, "question")
     with pytest.raises(Exception, match="closed"):
         await chats.history.messages(CHAT)
     async with History(tmp_path / "bot.outbox.db", relay=False) as again:
@@ -467,12 +441,11 @@ def form(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
 
 
 async def test_a_form_goes_on_after_a_restart(api: BotApi, tmp_path: Path) -> None:
-    for place, text in enumerate(("/form", "Ada", "/form")):
+    for text in ("/form", "Ada", "/form"):
         chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
         application = form(chats, api)
-        api.say(text)
         async with polling(application):
-            await until(api, lambda done=place + 1: len(api.texts()) == done)  # type: ignore[misc]
+            await shown_by(api, text)
     assert api.texts() == ["Your name?", "Your name: Ada", "Your name?"]
     assert application.user_data[1001] == {"seen": 2}
     assert application.bot_data == {"last": "Ada"}
@@ -480,9 +453,8 @@ async def test_a_form_goes_on_after_a_restart(api: BotApi, tmp_path: Path) -> No
 
 async def test_data_are_written_before_an_update_is_handled(api: BotApi, chats: LetopisChats) -> None:
     application = form(chats, api)
-    api.say("/form")
     async with polling(application):
-        await until(api, lambda: len(api.texts()) == 1)
+        await shown_by(api, "/form")
         handled = 0
         while handled != 1:
             async with chats.history.transaction() as tx:

@@ -1,11 +1,10 @@
-"""Bots on python-telegram-bot that are killed while they work: no update is lost, and none is handled twice."""
+"""Bots on python-telegram-bot that are killed while they work: no update is lost, and no answer recorded twice."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,11 @@ import pytest
 pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip install 'letopis[telegram]'")
 
 from letopis.outbox import History
-from tests.support.bot_api import BOT_ID, BotApi, until
-from tests.support.bots import process
-from tests.support.telegram_bots import answering, recorded_by_a_handler, recorded_by_the_queue
+from tests.support.bot_api import BotApi, until
+from tests.support.bots import CHAT, process
+from tests.support.telegram_bots import answering
 
 pytestmark = pytest.mark.slow
-CHAT = f"tg:{BOT_ID}:1001"
-
-
-@pytest.mark.parametrize(("bot", "kept"), [(recorded_by_the_queue, True), (recorded_by_a_handler, False)])
-async def test_a_kill_after_telegram_was_told_loses_no_update(
-    api: BotApi, tmp_path: Path, bot: Callable[..., None], kept: bool
-) -> None:
-    """Telegram will not send them again; they are answered all the same, each once. The control is what examples do."""
-    waiting = ["one", "two", "three"]
-    for text in waiting:
-        api.say(text)
-    with process(bot, api.url, tmp_path, hang=True):
-        await until(api, lambda: api.confirmed == 3)  # the first is being handled, two wait
-
-    answered = waiting if kept else []
-    with process(bot, api.url, tmp_path, hang=False) as running:
-        await until(api, lambda: len(api.texts()) == len(answered))
-        api.say("four")
-        await until(api, lambda: len(api.texts()) == len(answered) + 1)
-        running.terminate()  # an ordinary end
-        assert await asyncio.to_thread(running.wait, 60) == 0
-
-    assert api.texts() == [f"answer to {one}" for one in (*answered, "four")]
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        asked = [one.text for one in await history.messages(CHAT) if one.role == "user"]
-    assert asked == [*waiting, "four"] if kept else not {"two", "three"} & set(asked)
-
-
 QUESTIONS = 9
 KILLS = 4
 

@@ -9,14 +9,13 @@ from typing import Annotated, Any
 import pytest
 from typing_extensions import TypedDict
 
-from letopis import ConversationStore, History, InvalidInput
+from letopis import History, InvalidInput
 from tests.support.relays import deliver_all, until
 
 pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.types import Command, interrupt
 
 from letopis.adapters.langgraph import LetopisSaver
 from tests.support.langgraph_turns import config, put
@@ -118,33 +117,6 @@ async def test_time_travel_and_forks_of_a_graph(bot: History) -> None:
     said = [one.content for one in (await graph.aget_state(AT)).values["messages"]]
     assert said == ["one", "You said: one", "other", "You said: other"]
     assert len([one async for one in graph.aget_state_history(AT)]) == 9
-
-
-def asking_graph(saver: LetopisSaver) -> Any:
-    """A graph whose subgraph asks a person, and has checkpoints in a namespace of its own."""
-
-    async def ask(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [HumanMessage(f"allowed: {interrupt('May I?')}")]}
-
-    inner = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
-    return StateGraph(MessagesState).add_node("inner", inner).add_edge(START, "inner").compile(checkpointer=saver)
-
-
-async def test_a_run_that_waits_for_a_person_is_resumed_elsewhere(store: ConversationStore, tmp_path: Path) -> None:
-    """The question is asked by one process, and answered by another that knows the history store only."""
-    async with History(tmp_path / "one.outbox.db", store=store, relay=False) as one:
-        asked = await asking_graph(LetopisSaver(one)).ainvoke({"messages": [HumanMessage("go")]}, AT)
-        assert [found.value for found in asked["__interrupt__"]] == ["May I?"]
-        await deliver_all(one)
-    async with History(tmp_path / "two.outbox.db", store=store, relay=False) as two:
-        graph = asking_graph(LetopisSaver(two))
-        done = await graph.ainvoke(Command(resume="yes"), AT)
-        assert [found.content for found in done["messages"]] == ["go", "allowed: yes"]
-        assert (await graph.aget_state(AT)).next == ()
-        everything = [found.config["configurable"]["checkpoint_ns"] async for found in LetopisSaver(two).alist(None)]
-        assert {found.split(":")[0] for found in everything} == {"", "inner"}
-        await LetopisSaver(two).aprune(["chat-1"])
-        assert len([found async for found in LetopisSaver(two).alist(None)]) == len(set(everything))
 
 
 LONG_TURNS = 333

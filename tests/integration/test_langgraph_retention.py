@@ -31,7 +31,7 @@ from langgraph.types import Command, interrupt
 from letopis.adapters.langgraph import LetopisSaver, pruning
 from tests.integration.test_langgraph_graphs import delta_state
 from tests.support.child import command
-from tests.support.langgraph_turns import config, put, values_of
+from tests.support.langgraph_turns import Salted, config, put, values_of
 
 LAST_TWO = ContentRetention(checkpoints_last=2)
 LONG = "w" * 200
@@ -220,26 +220,11 @@ async def test_without_langgraph_all_else_goes_on(
         assert "pip install 'letopis[langgraph]'" in caplog.text
 
 
-class Opaque:
-    """A serializer whose bytes no other process reads, as an encrypting one."""
-
-    def __init__(self) -> None:
-        self.kept: dict[bytes, Any] = {}
-
-    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        key = b"%06d" % len(self.kept) + LONG.encode()
-        self.kept[key] = obj
-        return "opaque", key
-
-    def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        return self.kept[data[1]]
-
-
 async def test_encrypted_checkpoints_are_pruned_without_the_key(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db") as bot:
-        saver, at = LetopisSaver(bot, serde=Opaque()), {}  # type: ignore[arg-type]
+        saver, at = LetopisSaver(bot, serde=Salted()), {}
         for thread in ("new", "old"):
             if thread == "old":  # as the release before wrote them
                 monkeypatch.setattr("letopis.adapters.langgraph.checkpoints.sorted", lambda _: None, raising=False)
@@ -259,11 +244,8 @@ async def prune_until_killed(outbox: str, store: str, kills: str) -> None:
     delete = Records._delete
 
     async def killing(self: Records, changes: Any, unchanged: Any) -> Any:
-        if (
-            kills == "before the last"
-            and any("checkpoints" in repr(one.change.prefix) for one in changes)
-            and unchanged
-        ):
+        last = unchanged and any("checkpoints" in repr(one.change.prefix) for one in changes)
+        if kills == "before the last" and last:
             os.kill(os.getpid(), signal.SIGKILL)
         done = await delete(self, changes, unchanged)
         if kills == "after each":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -21,13 +21,12 @@ from tests.support.relays import deliver_all
 pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
 
 from langgraph.checkpoint.base import ERROR
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import START, StateGraph
 
 from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
 from letopis.adapters.langgraph.keys import VALUES
-from tests.support.langgraph_turns import checkpoint, config, put, values_of
+from tests.support.langgraph_turns import Salted, checkpoint, config, put, values_of
 from tests.support.sayings import present
 
 SAID = [{"role": "user", "content": f"{number}: " + "word " * 40} for number in range(80)]
@@ -149,12 +148,7 @@ async def test_a_thread_that_was_delivered_is_continued_while_the_store_is_away(
         at = await put(saver, {"said": SAID})
         await saver.aput_writes(at, [("a", 1)], "task")
         await deliver_all(history)
-        gateway = history._parts.record_reads._gateway
-
-        async def nothing(*_: object, **__: object) -> None:
-            return None
-
-        monkeypatch.setattr(gateway, "read", nothing)
+        monkeypatch.setattr(history._parts.record_reads._gateway, "read", AsyncMock(return_value=None))
         assert await values_of(LetopisSaver(history)) == {"said": SAID}
         assert await pending(LetopisSaver(history)) == [("a", 1)]
 
@@ -173,24 +167,13 @@ async def test_two_forks_of_one_version_have_their_own_values(bot: History) -> N
 
 async def test_an_unchanged_channel_is_not_stored_again(history: History) -> None:
     """Even where equal values have different bytes, as with encryption."""
-    saver = LetopisSaver(history, serde=_Salted())
+    saver = LetopisSaver(history, serde=Salted())
     at = await put(saver, {"said": SAID, "n": "x" * 500})
     for _ in range(5):
         at = await put(saver, {"said": SAID, "n": "x" * 500}, at, new={})
     values = history.records(conversation="chat-1")
     assert len(await values.list((*VALUES, "="), limit=1_000)) <= len(SAID) + 10
-    assert await values_of(LetopisSaver(history, serde=_Salted())) == {"said": SAID, "n": "x" * 500}
-
-
-class _Salted(JsonPlusSerializer):
-    """Gives other bytes each time, as encryption does."""
-
-    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        kind, body = super().dumps_typed(obj)
-        return kind, os.urandom(16) + body
-
-    def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        return super().loads_typed((data[0], data[1][16:]))
+    assert await values_of(LetopisSaver(history, serde=Salted())) == {"said": SAID, "n": "x" * 500}
 
 
 async def test_all_threads_are_listed_newest_first(bot: History) -> None:
@@ -454,7 +437,7 @@ async def test_a_clone_with_another_serializer_uses_it(history: History) -> None
     """As LangGraph makes one, when it compiles a graph with strict types."""
     saver = LetopisSaver(history)
     clone = copy.copy(saver)
-    clone.serde = _Salted()
+    clone.serde = Salted()
     at = await put(clone, {"n": 1})
     assert await values_of(clone, at) == {"n": 1}
     with pytest.raises(Exception, match=r"."):

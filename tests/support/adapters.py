@@ -314,10 +314,10 @@ class Haystack(Subject):
         return [one.to_dict() for one in backend.retrieve_messages(f"{self.folder}{kind.name}")]
 
     async def write(self, history: History, kind: Kind) -> None:
-        await self.put(await asyncio.to_thread(self.ours, history, kind.name), kind)
+        await asyncio.to_thread(lambda: self.put(self.ours(history, kind.name), kind))
 
     async def read(self, history: History, kind: Kind) -> Any:
-        return await self.got(await asyncio.to_thread(self.ours, history, kind.name), kind)
+        return await asyncio.to_thread(lambda: self.got(self.ours(history, kind.name), kind))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._close)

@@ -15,10 +15,8 @@ from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.outbox import History
 from tests.support.aiogram_bots import bot_at, polling
 from tests.support.bot_api import bot_api, until
-from tests.support.bots import shown_by
+from tests.support.bots import CHAT, shown_by
 from tests.support.story import Bot, Thinks, answer_to
-
-CHAT = "tg:7000:1001"
 
 
 @asynccontextmanager

@@ -15,11 +15,10 @@ from telegram.ext import Application, ContextTypes, MessageHandler, PicklePersis
 from letopis.adapters.telegram import LetopisChats
 from letopis.outbox import History
 from tests.support.bot_api import bot_api
-from tests.support.bots import shown_by
+from tests.support.bots import CHAT, shown_by
 from tests.support.story import Bot, Thinks, answer_to
 from tests.support.telegram_bots import on, polling
 
-CHAT = "tg:7000:1001"
 Context = ContextTypes.DEFAULT_TYPE
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -70,15 +71,11 @@ async def test_a_message_of_several_items_loses_one_in_one_append(
     """A kill in between would have lost the items before it."""
     await session.add_items([USER])
     await history.append("chat-1", Message.assistant([Text("Let me look"), ToolCall("c1", "look", "{}")]))
-    appends, append = list[int](), history.append
-
-    async def counted(conversation_id: str, *what: Any, **given: Any) -> Any:
-        appends.append(len(what))
-        return await append(conversation_id, *what, **given)
-
-    monkeypatch.setattr(history, "append", counted)
+    append = AsyncMock(wraps=history.append)
+    monkeypatch.setattr(history, "append", append)
     popped: Any = await session.pop_item()
-    assert popped["call_id"] == "c1" and appends == [2]
+    append.assert_awaited_once()
+    assert (popped["call_id"], len(append.await_args.args)) == ("c1", 1 + 2)  # type: ignore[union-attr]
     assert await session.get_items() == [USER, {"role": "assistant", "content": "Let me look"}]
 
 

@@ -28,9 +28,19 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.usage import RequestUsage
 
-from letopis import File, History, InvalidInput, Message, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
 from letopis.adapters.pydantic_ai import LetopisConversationStore
-from letopis.store import NotConfirmed
+from letopis.outbox import History
+from letopis.store import (
+    File,
+    InvalidInput,
+    Message,
+    NotConfirmed,
+    Reasoning,
+    StoreUnavailable,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 from letopis.store.model.large_content import MAX_STRING_BYTES
 from tests.support.apart import open_apart
 from tests.support.bots.pydantic_ai import THEN, grown, loaded, saved, turns
@@ -77,6 +87,7 @@ def told(*numbers: int | str) -> list[str]:
 
 @pytest.fixture
 def store(history: History) -> LetopisConversationStore:
+    """A conversation store on a history that delivers nothing."""
     return LetopisConversationStore(history)
 
 
@@ -266,6 +277,17 @@ async def test_a_save_that_is_not_confirmed(alone: History) -> None:
     with pytest.raises(NotConfirmed):
         await saved(store, CHAT, 1)
     assert (await loaded(store, CHAT)).messages == turns(1)
+
+
+async def test_a_cancelled_caller_does_not_interrupt_a_save(store: LetopisConversationStore) -> None:
+    entry = ConversationEntry(parent_id=None, message=turns(1)[0])
+    record = ConversationRecord(conversation_id=CHAT, head_id=entry.id)
+    writing = asyncio.ensure_future(store.write_record(record, new_entries=[entry], expected_revision=None))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert (await loaded(store, CHAT)).messages == turns(1)[:1]
 
 
 async def test_an_unknown_confirmation_is_refused(history: History) -> None:

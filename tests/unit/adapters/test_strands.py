@@ -120,32 +120,25 @@ def test_the_same_deeds_as_on_files(repository: LetopisSessionRepository, tmp_pa
     """Random ones, of several agents, with the framework's own repository beside."""
     theirs: Any = FileSessionManager("chat-1", storage_dir=str(tmp_path / "files"))
     theirs.create_agent("chat-1", agent_of("bot"))
-    chance, counts = random.Random(1), {"bot": 0, "planner": 0}
-    for one in (repository, theirs):
+    both: Any = (repository, theirs)
+    for one in both:
         one.create_agent("chat-1", agent_of("planner"))
+    chance, counts = random.Random(1), {"bot": 0, "planner": 0}
+    redacted = said("redacted", 0).message
     for step in range(150):
         name = chance.choice(list(counts))
-        deed = chance.choice(["create", "create", "update", "list", "read", "agent"])
         number = chance.randrange(counts[name]) if counts[name] else 0
-        results: list[Any] = []
-        message, redacted = said(f"message {step}", counts[name]), said("redacted", 0).message
-        offset, limit = chance.randrange(40), chance.choice([None, 0, 3])
-        for one in (repository, theirs):
-            if deed == "create":
-                one.create_message("chat-1", name, message)
-            elif deed == "update" and counts[name]:
-                update = SessionMessage(said("x", 0).message, number, redact_message=redacted, updated_at="now")
-                one.update_message("chat-1", name, update)
-            elif deed == "list":
-                results.append(one.list_messages("chat-1", name, limit=limit, offset=offset))
-            elif deed == "read":
-                results.append(one.read_message("chat-1", name, number))
-            else:
-                agent = agent_of(name, step=step)
-                one.update_agent("chat-1", agent)
-                results.append((one.read_agent("chat-1", name).state, agent.state))
-        assert results == [] or results[0] == results[1], (step, deed)
-        counts[name] += deed == "create"
+        created = ("create_message", name, said(f"message {step}", counts[name]))
+        update = SessionMessage(said("x", 0).message, number, redact_message=redacted, updated_at="now")
+        updated = ("update_message", name, update) if counts[name] else created
+        listed = ("list_messages", name, chance.choice([None, 0, 3]), chance.randrange(40))
+        others = [("read_message", name, number), ("update_agent", agent_of(name, step=step))]
+        deed, *given = chance.choice([created, created, updated, listed, *others])
+        results = [getattr(one, deed)("chat-1", *given) for one in both]
+        assert results[0] == results[1], (step, deed)
+        counts[name] += deed == "create_message"
+        states = [one.read_agent("chat-1", name).state for one in both]
+        assert states[0] == states[1] and (deed != "update_agent" or states[0] == {"step": step})
     assert min(counts.values()) > 20
 
 

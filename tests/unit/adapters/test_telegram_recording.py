@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import sqlalchemy as sa
@@ -186,13 +187,10 @@ async def test_handled_updates_are_forgotten_while_the_bot_runs(
 
 
 async def test_a_language_that_was_not_recorded_is_not_known(parts: BotParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: Any) -> None:
-        raise OutboxFull("no space")
-
-    monkeypatch.setattr(parts.incoming, "_append", fail)
-    with pytest.raises(OutboxFull):
-        await parts.incoming.record(update(1, raw(5)))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.incoming, "_append", AsyncMock(side_effect=OutboxFull("no space")))
+        with pytest.raises(OutboxFull):
+            await parts.incoming.record(update(1, raw(5)))
     assert await parts.local.language(CHAT) is None
     await parts.incoming.record(update(1, raw(5)))
     async with parts.history.transaction() as tx:

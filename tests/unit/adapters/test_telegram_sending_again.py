@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -104,12 +105,7 @@ async def test_handler_that_still_runs_goes_first(parts: BotParts) -> None:
 
 
 async def test_handler_that_ends_hands_over_what_failed(parts: BotParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    handed_over: list[str] = []
-
-    async def hand_over(_: str, message_id: str) -> bool:
-        handed_over.append(message_id)
-        return True
-
+    hand_over = AsyncMock(return_value=True)
     monkeypatch.setattr(parts.history._parts.replies, "hand_over", hand_over)
     refused, lost = failure_of(413, "too large"), Failure(ending="unknown", reason="ConnectionError")
     telegram = Telegram([refused, None, lost])
@@ -117,10 +113,10 @@ async def test_handler_that_ends_hands_over_what_failed(parts: BotParts, monkeyp
         await parts.sender.send(telegram, PLACE, LONG)  # the file is refused, and the second message lost
     await parts.incoming.handled(1)
     await parts.outgoing.handler_ended(2)
-    assert handed_over == []
+    hand_over.assert_not_awaited()
     await parts.outgoing.handler_ended(1)
     [_, answer] = await parts.history.messages(PLACE.owner)
-    assert handed_over == [answer.id]
+    hand_over.assert_awaited_once_with(PLACE.owner, answer.id)
     await parts.send_again(reply(LONG, message=answer.message), telegram.to)
     assert " ".join(text for _, text in telegram.shown).split() == LONG.split()
     assert answer.message.metadata["telegram"]["update_id"] == 1

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, call
 
 import pytest
 
@@ -24,15 +25,12 @@ LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in
 
 
 @pytest.fixture
-def waits() -> list[float]:
-    return []
+def sleep() -> AsyncMock:
+    return AsyncMock()
 
 
 @pytest.fixture
-def sender(parts: BotParts, waits: list[float]) -> SmartSender:
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
+def sender(parts: BotParts, sleep: AsyncMock) -> SmartSender:
     return SmartSender(parts.outgoing, sleep=sleep)
 
 
@@ -148,10 +146,10 @@ async def test_if_the_disk_refuses_the_file_it_is_split(history: History, tmp_pa
     assert (await sender.send(Telegram(), PLACE, LONG)).sent_as == "messages"
 
 
-async def test_a_limit_is_waited_out(sender: SmartSender, parts: BotParts, waits: list[float]) -> None:
+async def test_a_limit_is_waited_out(sender: SmartSender, parts: BotParts, sleep: AsyncMock) -> None:
     telegram = Telegram([failure_of(429, "Too Many Requests", {"retry_after": 7})] * 2)
     await sender.send(telegram, PLACE, "A leaf.")
-    assert waits == [7.0, 7.0]
+    assert sleep.await_args_list == [call(7.0), call(7.0)]
     assert (await only(parts)).delivery is Delivery.SENT
 
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -199,10 +200,7 @@ def test_a_repeated_save_adds_nothing_unless_it_has_another_text(manager: Conver
 def test_what_cannot_be_saved_is_false_and_no_error(
     manager: ConversationManager, made: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OutboxFull("no space")
-
-    monkeypatch.setattr(type(manager.history), "append", full)
+    monkeypatch.setattr(type(manager.history), "append", Mock(side_effect=OutboxFull("no space")))
     assert manager.add_message(USER, made, said(1, "private")) is False
     assert "no space" in caplog.text
     assert "private" not in caplog.text
