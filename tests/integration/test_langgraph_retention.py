@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History, Records, Relay, Retention
+from letopis.outbox import History, Relay, Retention
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.store import ContentRetention, ConversationStore, Message, RetentionRule
@@ -28,9 +28,8 @@ pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --gr
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
-from letopis.adapters.langgraph import LetopisSaver, pruning
+from letopis.adapters.langgraph import LetopisSaver
 from tests.integration.test_langgraph_graphs import delta_state
-from tests.support.child import command
 from tests.support.langgraph_turns import Salted, config, put, values_of
 
 LAST_TWO = ContentRetention(checkpoints_last=2)
@@ -239,23 +238,39 @@ async def test_encrypted_checkpoints_are_pruned_without_the_key(
         assert len([one async for one in saver.alist(config("old"))]) == 4
 
 
-async def prune_until_killed(outbox: str, store: str, kills: str) -> None:
-    """Be a relay that prunes three records at once, and is killed before the last deletion, or after each."""
-    delete = Records._delete
+RELAY = """
+import asyncio, os, signal, sys
+from functools import partial
+from letopis.adapters.langgraph import pruning
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.checkpoints import prune_checkpoints
+from letopis.outbox.history.records import Records
+from letopis.outbox.relay import relay
+from letopis.store import ContentRetention, ConversationStore
 
-    async def killing(self: Records, changes: Any, unchanged: Any) -> Any:
-        last = unchanged and any("checkpoints" in repr(one.change.prefix) for one in changes)
-        if kills == "before the last" and last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done = await delete(self, changes, unchanged)
-        if kills == "after each":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return done
+pruning._DELETED_AT_ONCE = 3
+inner, kills = Records._delete, sys.argv[3]
 
-    pruning._DELETED_AT_ONCE = 3  # type: ignore[misc]
-    Records._delete = killing  # type: ignore[method-assign]
-    async with opened(store, Path(outbox)) as bot:
-        await retain(bot, LAST_TWO)
+async def delete(self, changes, unchanged):
+    if kills == "before the last" and any("checkpoints" in repr(c.change.prefix) for c in changes) and unchanged:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = await inner(self, changes, unchanged)
+    if kills == "after each":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Records._delete = delete
+
+async def main(outbox, store):
+    file = await OutboxFile.open(outbox)
+    async with ConversationStore.open(store) as history:
+        prune = partial(prune_checkpoints, file, history)
+        content = ContentRetention(checkpoints_last=2)
+        await relay.Relay(file, history, retention=content, prune=prune).drain()
+    await file.close()
+
+asyncio.run(main(*sys.argv[1:3]))
+"""
 
 
 @pytest.mark.slow
@@ -267,7 +282,7 @@ async def test_a_kill_after_each_deletion_is_resumed(store_url: str, tmp_path: P
         await Relay(bot.outbox, bot.store).drain()
 
     async def run(where: str) -> int:
-        process = await asyncio.create_subprocess_exec(*command(prune_until_killed, path, store_url, where))
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", RELAY, str(path), store_url, where)
         return await process.wait()
 
     assert await run("before the last") == -signal.SIGKILL
