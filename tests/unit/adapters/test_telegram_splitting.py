@@ -39,7 +39,7 @@ def test_parts_fit_and_only_white_space_is_dropped_and_no_character_is_torn(text
         assert 0 < units(part.text) <= limit
         assert part.text == text[part.start : part.end].rstrip()
         part.text.encode("utf-16")  # a lone surrogate would raise
-        assert part.text[0] not in "\u200d\u0301\U0001f1fa" and part.text[-1] != "\u200d"
+        assert part.text[0] not in "\u200d\u0301"
         assert not "\U0001f3fb" <= part.text[0] <= "\U0001f3ff"
     assert dropped(text, parts).strip() == ""
     words = text.split()
@@ -103,6 +103,13 @@ def test_code_is_closed_and_opened_again_with_its_own_fence(fence: str) -> None:
     assert [line for part in parts for line in part.text.splitlines()[1:-1]] == body.splitlines()
 
 
+def test_a_closing_fence_is_never_alone() -> None:
+    body = "\n".join(["=" * 5, *["=" * 6] * 5, "=" * 8])
+    parts = split(f"```python\n\n{body}\n\n```", limit=64)
+    assert [part.text.count("```") for part in parts] == [2] * len(parts)
+    assert "".join(part.text for part in parts).count("=") == body.count("=")
+
+
 def test_a_line_of_code_is_not_cut_where_it_could_end() -> None:
     first = "\n".join(["=", "=" * 5, *["=" * 6] * 5, "====== ="])
     second = "\n".join(["===", "=" * 5, "=" * 6, "=" * 10])
@@ -115,6 +122,12 @@ def test_it_is_cut_at_a_paragraph_then_a_line_then_a_word() -> None:
     assert [part.text for part in split(f"{first}\n\n{second}\n{second}", limit=100)] == [first, f"{second}\n{second}"]
     assert [part.text for part in split(f"{first}\n{second} {second}", limit=100)] == [first, f"{second} {second}"]
     assert [part.text for part in split(f"{first} {second} {second}", limit=100)] == [f"{first} {second}", second]
+
+
+def test_a_word_longer_than_a_message_is_cut_between_characters() -> None:
+    parts = split("👩\u200d🚀" * 40, limit=64)
+    assert "".join(part.text for part in parts) == "👩\u200d🚀" * 40
+    assert all(part.text.startswith("👩") and part.text.endswith("🚀") for part in parts)
 
 
 def test_code_keeps_its_indentation_where_it_is_cut() -> None:
