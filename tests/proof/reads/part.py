@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -41,15 +42,15 @@ async def deliver(*histories: History) -> None:
         await Relay(history.outbox, history.store).drain_once()
 
 
+@dataclass
 class Pair:
     """Two histories with an outbox each, on one store; each case has an owner of its own."""
 
-    def __init__(self, one: History, two: History, store: ConversationStore, random: Random, reads: Tally) -> None:
-        self._one = one
-        self._two = two
-        self._store = store
-        self._random = random
-        self._reads = reads
+    _one: History
+    _two: History
+    _store: ConversationStore
+    _random: Random
+    _reads: Tally
 
     async def case(self, number: int) -> None:
         """Run one case, and count what it read."""
@@ -94,7 +95,7 @@ class Pair:
 
     async def _listed(self, owner: str) -> None:
         """The second outbox does not know the owner of what it appends to."""
-        living = [one.conversation_id for one in await self._store.conversations(owner=owner)]
+        living = _names(await self._store.conversations(owner=owner))
         await self._two.append(self._random.choice(living), Message.user("more"))
 
         async def page(**place: Any) -> Page[Conversation]:
@@ -102,13 +103,13 @@ class Pair:
                 await deliver(self._two)
             return await self._two.conversations(owner=owner, limit=2, **place)
 
-        found = [one.conversation_id for one in await all_pages(page)]
+        found = _names(await all_pages(page))
         self._took(sorted(found) == sorted(living), f"listed {found} of {living}")
         await deliver(self._two)
 
     async def _left(self, owner: str) -> None:
         for _ in range(self._random.randint(1, 4)):
-            living = [one.conversation_id for one in await self._one.conversations(owner=owner)]
+            living = _names(await self._one.conversations(owner=owner))
             if len(living) < 2:
                 break
             chat = self._random.choice(living)
@@ -118,27 +119,26 @@ class Pair:
                 await self._one.chat(living[0]).archive()
             if self._random.random() < 0.2:
                 await deliver(self._one)
-        before = await self._one.active(owner, create=False)
+        before = _names([await self._one.active(owner, create=False)])
         await deliver(self._one)
-        after = await self._store.active(owner)
-        names = [None if one is None else one.conversation_id for one in (before, after)]
-        self._took(names[0] == names[1], f"active {names[0]} before the delivery, {names[1]} after it")
+        after = _names([await self._store.active(owner)])
+        self._took(before == after, f"active {before} before the delivery, {after} after it")
 
     def _took(self, right: bool, problem: str) -> None:
         self._reads.count += 1
         self._reads.require(right, problem)
 
 
+def _names(conversations: Iterable[Conversation | None]) -> list[str]:
+    return [one.conversation_id for one in conversations if one is not None]
+
+
 async def share(setting: Setting) -> Tally:
     """Run cases until there were enough reads; with a defect, until one of them is wrong."""
     reads, number, many = Tally(), 0, setting.many(3_000, 40)
     async with ConversationStore.open(setting.url, migrate=True) as store, AsyncExitStack() as stack:
-        one, two = [
-            await stack.enter_async_context(
-                History(setting.folder / name, store=store, relay=False, watch=False, read_timeout=30)
-            )
-            for name in ("one.db", "two.db")
-        ]
+        opened = partial(History, store=store, relay=False, watch=False, read_timeout=30)
+        one, two = [await stack.enter_async_context(opened(setting.folder / name)) for name in ("one.db", "two.db")]
         pair = Pair(one, two, store, Random(setting.seed), reads)
         while reads.count < many and not (setting.control and reads.problems):
             await pair.case(number)
@@ -197,33 +197,22 @@ async def read(setting: Setting, *, restored: bool = False) -> Tally:
 
     # What is pruned at once has to be in the store; what the store lost has to be in the file.
     retention = Retention() if restored else Retention(keep_last=0, keep_for=timedelta(0))
-    async with AsyncExitStack() as stack:
-        history = await stack.enter_async_context(
-            History(setting.folder / "reads.db", store=setting.url, retention=retention, watch=False, read_timeout=30)
-        )
-        clients = [
-            Client(history, f"o{number}", Random(random.random()), reads, listed=not restored, forks=not restored)
-            for number in range(CLIENTS)
-        ]
+    opened = partial(History, setting.folder / "reads.db", retention=retention, watch=False, read_timeout=30)
+    async with opened(store=setting.url) as history:
 
-        async def live(client: Client) -> None:
+        async def live(number: int) -> None:
             try:
-                await client.live(enough)
+                await Client(history, f"o{number}", Random(random.random()), reads, restored=restored).live(enough)
             except InvalidInput as error:
                 if not setting.control:
                     raise
                 # What it has just said is not there for it: the planted defect shows in its next word as well.
                 reads.problems.append(str(error))
 
-        work = [live(client) for client in clients]
-        if restored:
-            restores = asyncio.create_task(_restoring(setting.url, enough, every=0.3))
-            await asyncio.gather(*work)
-            reads.notes = f"{await restores:,} restores"
-        else:
-            await asyncio.gather(*work)
-            reads.notes = await history.outbox.read(_told)
-        reads.notes = f"{reads.figures['not complete']:,} not complete, {reads.notes}"
+        restoring = [_restoring(setting.url, enough, every=0.3)] if restored else []
+        _, *restores = await asyncio.gather(asyncio.gather(*map(live, range(CLIENTS))), *restoring)
+        told = f"{restores[0]:,} restores" if restored else await history.outbox.read(_told)
+        reads.notes = f"{reads.figures['not complete']:,} not complete, {told}"
         return reads
 
 

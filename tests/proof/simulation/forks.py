@@ -15,9 +15,10 @@ from typing import Final
 
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
-from tests.proof.simulation.mutants import apply
+from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import Profile, plan_of
 from tests.proof.simulation.world import Result, World
+from tests.support.defects import plant
 from tests.support.forking import as_they_end, in_fork
 
 LIMIT: Final = 60  # seconds of the processor that a seed may take; one that never ends is a broken promise, too
@@ -61,18 +62,17 @@ def live(job: Job, folder: Path, *, trace: Callable[[str], None] | None = None) 
         gc.disable()  # an abandoned run must stay unchanged
         world = World(plan_of(job.seed, profile=job.profile, scale=job.scale), here, folder, trace=trace)
         if job.mutant is not None:
-            apply(job.mutant, world)
+            if prepare := MUTANTS[job.mutant].prepare:
+                prepare(world)
+            plant(job.mutant)
         return world.run()
 
     try:
         result: Result | None = in_fork(spoil, cpu_seconds=LIMIT, near=folder, quiet=trace is None)
+        how = f"it did not end within {LIMIT} s"
     except RuntimeError as error:
-        return _ended(job, f"it crashed: {error}")
-    return result or _ended(job, f"it did not end within {LIMIT} s")
-
-
-def _ended(job: Job, how: str) -> Result:
-    return Result(seed=job.seed, profile=str(job.profile), broken=[how])
+        result, how = None, f"it crashed: {error}"
+    return result or Result(seed=job.seed, profile=str(job.profile), broken=[how])
 
 
 def lived(jobs: Iterable[Job], folder: Path, *, workers: int = 2) -> Iterator[Result]:

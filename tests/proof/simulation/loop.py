@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, cast
 
@@ -84,15 +85,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self.now
 
-    def freeze(self) -> None:
-        """Let only the world continue."""
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let only the world continue meanwhile."""
         self.alone = True
-
-    def thaw(self) -> None:
-        """Let everything continue."""
-        self.alone = False
-        self._queue().extend(self._idle_work)
-        self._idle_work.clear()
+        try:
+            yield
+        finally:
+            self.alone = False
+            self._queue().extend(self._idle_work)
+            self._idle_work.clear()
 
     def resume(self, process: Process) -> None:
         process.stopped = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from tests.proof.options import Options
@@ -12,14 +12,7 @@ from tests.proof.simulation.forks import Job, lived, templates
 from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import PROFILES
 from tests.proof.simulation.world import DIED, LIVELY, Result
-from tests.support.defects import (
-    ERASURE_SKIPPED,
-    HOLD_IGNORED,
-    NOT_SWEPT,
-    PUT_BACK_DROPPED,
-    RECORDS_TWICE,
-    TRIMMED_TOO_FAR,
-)
+from tests.support import defects
 
 SEEDS: Final = 104
 TWICE: Final = 5
@@ -27,15 +20,9 @@ TRIES: Final = 3
 MAX_TRIES: Final = 12
 """Seeds that are lived through without what a promise rests on, until one of them shows it: chance may spare a few."""
 SHORT_MUTANTS: Final = (
-    "written off before it is delivered",
-    "events are inserted without a look whether they are there",
-    "no alerts",
-    RECORDS_TWICE,
-    PUT_BACK_DROPPED,
-    ERASURE_SKIPPED,
-    HOLD_IGNORED,
-    TRIMMED_TOO_FAR,
-    NOT_SWEPT,
+    *("written off before it is delivered", "events are inserted without a look whether they are there", "no alerts"),
+    *(defects.RECORDS_TWICE, defects.PUT_BACK_DROPPED, defects.ERASURE_SKIPPED, defects.HOLD_IGNORED),
+    *(defects.TRIMMED_TOO_FAR, defects.NOT_SWEPT),
 )
 TITLES: Final = {
     "storm": "bots and relays under kills, store and disk faults, clock jumps",
@@ -44,14 +31,19 @@ TITLES: Final = {
     "stuck": "one message refused until a person sees to it: told once, and once that it is over",
     "stopped": "the relay at work stopped in the middle, taken over, and going on",
 }
+TOLD: Final = (
+    *("kills", "changes of records acknowledged", "records read", "changes of paths", "appends confirmed"),
+    *("erasures of owners", "erasures of persons", "holds", "erasures refused for a hold"),
+    *("appends that were cancelled", "turns refused", "files examined"),
+)
+"""What the notes of a profile count."""
 
 
 def prove(options: Options) -> Iterator[Row]:
     """Live through the seeds, then again through some of them, then without each thing that a promise rests on."""
     with templates(options.folder) as folder:
-        scale = 0.3 if options.short else 1.0
         seeds = range(options.seed, options.seed + options.many(SEEDS, 6))
-        jobs = [Job(seed=seed, scale=scale) for seed in seeds]
+        jobs = [Job(seed=seed, scale=0.3 if options.short else 1.0) for seed in seeds]
         results: dict[int, Result] = {}
         for result in lived(jobs, folder):
             results[result.seed] = result
@@ -60,16 +52,16 @@ def prove(options: Options) -> Iterator[Row]:
             if len(results) % 20 == 0:
                 options.tell(f"simulation: {len(results)} of {len(jobs)} seeds")
         yield from _rows(list(results.values()))
-        again = jobs[:: max(1, len(jobs) // options.many(TWICE, 2))]
-        yield _replayed(results, list(lived(again, folder)))
+        again = list(lived(jobs[:: max(1, len(jobs) // options.many(TWICE, 2))], folder))
+        differ = [f"seed {one.seed} went differently" for one in again if results[one.seed].digest != one.digest]
+        notes = "a digest of every commit, fault, acknowledgement, alert and kill, and the moments of each"
+        yield row_of("the same seed again: the same history", "", len(again), 0, "seeds", differ, notes)
         for name in SHORT_MUTANTS if options.short else MUTANTS:
             mutant, found, tries = MUTANTS[name], list[Result](), options.many(TRIES, 2)
             while len(found) < MAX_TRIES and not any(map(_shown, found)):
-                jobs = [
-                    Job(seed=options.seed + number, profile=mutant.profile, mutant=name, scale=mutant.scale)
-                    for number in range(len(found), len(found) + tries)
-                ]
-                found += lived(jobs, folder)
+                numbers = range(options.seed + len(found), options.seed + len(found) + tries)
+                given = {"profile": mutant.profile, "mutant": name, "scale": mutant.scale}
+                found += lived([Job(seed=number, **given) for number in numbers], folder)
             yield judged(name, found)
 
 
@@ -78,18 +70,14 @@ def _rows(results: Sequence[Result]) -> Iterator[Row]:
         mine = [result for result in results if result.profile == profile]
         if mine:
             yield row_of(TITLES[profile], "", len(mine), 0, "seeds", problems(mine), _notes(mine))
-    fired, counts = _sums(results)
-    most = ", ".join(f"{count:,} {what}" for what, count in fired.most_common(8))
+    fired, counts = _sum(one.fired for one in results), _sum(one.counts for one in results)
     yield row_of("all of these: seeds", "", len(results), 100, "seeds")
-    met = fired.total() + counts["kills"] + counts["stops"] + counts["clock jumps"]
-    notes = (
-        f"{counts['kills']:,} kills, {counts['stops']} processes stopped for a while,"
-        f" {counts['clock jumps']} clock jumps; {most}"
-    )
+    harm = {what: counts[what] for what in ("kills", "stops", "clock jumps")}
+    notes = f"{_told(harm)}; {_told(dict(fired.most_common(8)))}"
+    met = fired.total() + sum(harm.values())
     yield row_of("all of these: faults that the code met", "", met, 5_000, "faults", notes=notes)
     hours, turns = int(sum(one.hours for one in results)), sum(one.turns for one in results)
-    notes = f"{turns:,} turns of the event loop"
-    yield row_of("all of these: virtual time", "", hours, 70, "hours", notes=notes)
+    yield row_of("all of these: virtual time", "", hours, 70, "hours", notes=f"{turns:,} turns of the event loop")
     drained, longest = sum(one.drained_in > 0 for one in results), max((one.drained_in for one in results), default=0)
     stuck = sum(not one.drained_in and not one.broken for one in results)
     notes = f"within {longest:.0f} virtual seconds at most, {LIVELY:g} are allowed"
@@ -98,37 +86,30 @@ def _rows(results: Sequence[Result]) -> Iterator[Row]:
 
 
 def _notes(results: Sequence[Result]) -> str:
-    fired, counts = _sums(results)
-    return (
-        f"{sum(one.hours for one in results):.1f} virtual hours, {fired.total():,} faults, {counts['kills']} kills,"
-        f" {sum(one.acknowledged for one in results):,} acknowledged, {sum(one.stored for one in results):,} stored,"
-        f" {fired['store: committed, and the answer lost']} ambiguous commits of the store and"
-        f" {fired['outbox: committed, and ends in an error']} of the outbox,"
-        f" {counts['changes of records acknowledged']:,} changes and {counts['records read']:,} reads of records,"
-        f" {counts['changes of paths']:,} changes of paths, {counts['appends confirmed']:,} appends confirmed,"
-        f" {counts['erasures of owners']} erasures of owners and {counts['erasures of persons']} of persons,"
-        f" {counts['holds']} holds, {counts['erasures refused for a hold']} erasures refused for them,"
-        f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
-        f" {sum(one.checks for one in results):,} commits checked, files examined {counts['files examined']} times"
-    )
+    fired, counts = _sum(one.fired for one in results), _sum(one.counts for one in results)
+    sums = {
+        "faults": fired.total(),
+        "acknowledged": sum(one.acknowledged for one in results),
+        "stored": sum(one.stored for one in results),
+        "ambiguous commits of the store": fired["store: committed, and the answer lost"],
+        "ambiguous commits of the outbox": fired["outbox: committed, and ends in an error"],
+        "commits checked": sum(one.checks for one in results),
+    }
+    told = sums | {what: counts[what] for what in TOLD}
+    return f"{sum(one.hours for one in results):.1f} virtual hours, {_told(told)}"
 
 
-def _sums(results: Sequence[Result]) -> tuple[Counter[str], Counter[str]]:
-    """Return the faults that the code met, and other counts."""
-    nothing = Counter[str]()
-    return sum((one.fired for one in results), nothing), sum((one.counts for one in results), nothing)
+def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
+    return sum(counters, Counter[str]())
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
 
 def problems(results: Sequence[Result]) -> tuple[str, ...]:
     """Return the first broken promise of each seed, with the seed."""
     return tuple(f"seed {result.seed} ({result.profile}): {result.broken[0]}" for result in results if result.broken)
-
-
-def _replayed(first: dict[int, Result], again: Sequence[Result]) -> Row:
-    differ = [result for result in again if first[result.seed].digest != result.digest]
-    notes = "a digest of every commit, fault, acknowledgement, alert and kill, and the moments of each"
-    differing = [f"seed {result.seed} went differently" for result in differ]
-    return row_of("the same seed again: the same history", "", len(again), 0, "seeds", differing, notes)
 
 
 def judged(name: str, results: Sequence[Result]) -> Row:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from letopis.outbox import History, Relay
 from letopis.outbox.alerting.channels import Alert, AlertFailed
@@ -71,12 +72,12 @@ class Place:
     number: int = 0
     bad_wanted: int = 0
     silent: bool = False
-    erased: Erased = field(init=False)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     refused = REFUSED
 
-    def __post_init__(self) -> None:
-        self.erased = Erased(self.path, self.store)
+    @cached_property
+    def erased(self) -> Erased:
+        return Erased(self.path, self.store)
 
     @property
     def rights(self) -> Rights:
@@ -95,15 +96,14 @@ class Place:
         return f"chat-{self.number}-{chance.randrange(self.plan.conversations)}"
 
 
+@dataclass
 class Operator:
     """A channel to the operators that fails now and then. Has the API of ``channels.Channel``."""
 
-    name = "operators"
-    recipient = "operators"
-
-    def __init__(self, place: Place, chance: random.Random) -> None:
-        self._place = place
-        self._chance = chance
+    _place: Place
+    _chance: random.Random
+    name: str = "operators"
+    recipient: str = "operators"
 
     async def send(self, alert: Alert) -> None:
         await asyncio.sleep(self._chance.uniform(0, 2))
@@ -136,10 +136,9 @@ class Bot:
             now=place.now,
         ) as history:
             chance = random.Random(self._chance.randrange(10**6))
-            path = PathKeeper(history, f"path-{self._name}", chance=chance, keep=self._appended)
-            content = ContentKeeper(
-                history, f"content-{self._name}", chance=chance, keep=self._appended, gone=self._erased
-            )
+            kept: Any = {"chance": chance, "keep": self._acknowledged}
+            path = PathKeeper(history, f"path-{self._name}", **kept)
+            content = ContentKeeper(history, f"content-{self._name}", **kept, gone=self._erased)
             talking = [
                 asyncio.create_task(self._talk(history, path, content), name="talker") for _ in range(plan.talkers)
             ]
@@ -167,31 +166,20 @@ class Bot:
             seed=self._chance.randrange(10**6),
             chance=self._chance,
             keep=self._record_acknowledged,
-            keep_message=self._appended,
+            keep_message=self._acknowledged,
         )
-
-        speaker = Speaker(self._place, self._chance, self._appended)
-
-        async def change_record(_: History) -> None:
-            with suppress(*REFUSED, StoreFault):
-                await keeper.change()
+        speaker = Speaker(self._place, self._chance, self._acknowledged)
 
         async def change_path(_: History) -> None:
-            with suppress(*REFUSED, StoreFault):
-                await path.change()
+            await path.change()
             self._place.counts["changes of paths"] += 1
 
-        async def change_content(_: History) -> None:
-            with suppress(*REFUSED, StoreFault):
-                if verb := await content.change():
-                    self._place.counts[f"content: {verb}"] += 1
-
         said = (*[self._say] * 3, self._interrupted, self._together, self._answer, self._again, self._read)
-        records = (*[change_record] * 3, self._read_record)
+        records = (*[lambda _: keeper.change()] * 3, self._read_record)
         paths = (*[change_path] * 3, self._confirmed)
-        contents = (*[change_content] * 4, *[self._stream] * 2)
+        contents = (*[lambda _: content.change()] * 4, *[self._stream] * 2)
         persons = (*[speaker.say] * 3, speaker.say_kept, speaker.read_kept)
-        deeds = (*said, *records, *paths, *contents, *persons)
+        deeds: Sequence[Callable[[History], Awaitable[object]]] = (*said, *records, *paths, *contents, *persons)
         while True:
             await self._pause()
             if self._place.silent:
@@ -200,7 +188,8 @@ class Bot:
             # A talk comes in a rush, so that appends meet.
             for _ in range(self._chance.choice((1, 1, 2, 5))):
                 if not self._place.silent:
-                    await deed(history)
+                    with suppress(*REFUSED, StoreFault):
+                        await deed(history)
 
     async def _pause(self) -> None:
         hurry = self._place.hurry
@@ -232,30 +221,22 @@ class Bot:
             if self._place.silent:
                 return
             try:
-                receipt = await history.append(name, *messages, owner=f"owner of {name}")
-            except REFUSED as refused:
-                self._place.counts[f"appends that ended in {type(refused).__name__}"] += 1
+                self._acknowledged(await history.append(name, *messages, owner=f"owner of {name}"), messages)
+            except REFUSED:
                 await asyncio.sleep(self._chance.uniform(0.1, 3))
             else:
-                self._acknowledged(receipt, messages)
                 return
 
-    def _acknowledged(self, receipt: Receipt, messages: list[Message]) -> None:
+    def _acknowledged(self, receipt: Receipt, messages: Sequence[Message] = ()) -> None:
+        """Check and keep what an append promises, and where its messages are given, that it is of these."""
         place, name = self._place, receipt.conversation_id
-        place.counts["acknowledged"] += len(receipt.event_ids)
-        *others, last = receipt.event_ids
-        acks = [*(Ack(name, event_id) for event_id in others), Ack(name, last, receipt.sequence)]
-        for ack, message in zip(acks, messages, strict=True):
-            place.ledger.acknowledged(ack, encode_message(message, conversation_id=name))
+        acks = acks_of(receipt)
+        for ack, message in zip(acks, messages or [None] * len(acks), strict=True):
+            place.ledger.acknowledged(ack, message and encode_message(message, conversation_id=name))
         place.acks += acks
-        place.say(f"ack {name} {receipt.sequence} {last}")
-        self._said.append((name, messages[-1], receipt.sequence))
-
-    def _appended(self, receipt: Receipt) -> None:
-        for ack in acks_of(receipt):
-            self._place.ledger.acknowledged(ack)
-            self._place.acks.append(ack)
-        self._place.say(f"ack {receipt.conversation_id} {receipt.sequence} {receipt.event_ids[-1]}")
+        place.say(f"ack {name} {receipt.sequence} {receipt.event_ids[-1]}")
+        if messages:
+            self._said.append((name, messages[-1], receipt.sequence))
 
     def _erased(self, gone: Gone) -> None:
         self._place.say(f"erased {gone.text}")
@@ -276,7 +257,7 @@ class Bot:
             return  # another outbox may have been last
         scope, namespace, key = self._chance.choice(known)
         since = changes.newest((scope, namespace, key))
-        with suppress(*REFUSED, StoreUnavailable, StoreFault):
+        with suppress(StoreUnavailable):
             found = await history.records(Scope(scope)).get((namespace.rstrip("/"),), key)
             place.counts["records read"] += 1
             revision = None if found is None else found.revision.bytes
@@ -297,38 +278,31 @@ class Bot:
 
     async def _together(self, history: History) -> None:
         names = [self._place.conversation(self._chance) for _ in range(2)]
-        said, taken_back = [[self._message()] for _ in names], self._chance.random() < 0.3
+        said, taken_back = [self._message() for _ in names], self._chance.random() < 0.3
         receipts: list[Receipt] = []
         try:
             async with history.transaction() as transaction:
-                for name, messages in zip(names, said, strict=True):
-                    receipts.append(await transaction.append(name, *messages, owner=f"owner of {name}"))
+                for name, message in zip(names, said, strict=True):
+                    receipts.append(await transaction.append(name, message, owner=f"owner of {name}"))
                 if taken_back:
                     raise _BrokenOff
         except _BrokenOff:
             for receipt in receipts:
                 if (receipt.conversation_id, receipt.event_ids[0].bytes) in self._place.ledger.places:
                     raise Broken(f"{receipt.conversation_id!r}: what was rolled back is in the file") from None
-            self._place.counts["transactions rolled back"] += 1
-        except REFUSED:
-            self._place.counts["transactions that failed"] += 1
         else:
-            for receipt, messages in zip(receipts, said, strict=True):
-                self._acknowledged(receipt, messages)
+            for receipt, message in zip(receipts, said, strict=True):
+                self._acknowledged(receipt, [message])
 
     async def _answer(self, history: History) -> None:
         """Read, and append after what was read: one of two who do so at once is refused, or put aside."""
-        name, messages = "shared", [self._message()]
+        name, message = "shared", self._message()
         try:
             page = await history.messages(name, last=5)
             await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.5, 5.0)))
-            receipt = await history.append(name, *messages, owner=f"owner of {name}", after=page)
+            self._acknowledged(await history.append(name, message, owner=f"owner of {name}", after=page), [message])
         except VersionConflict:
             self._place.counts["turns refused"] += 1
-        except (*REFUSED, StoreFault):
-            return
-        else:
-            self._acknowledged(receipt, messages)
 
     async def _confirmed(self, history: History) -> None:
         """Append on condition that the store says yes: what returns is stored, and what it refused is not written."""
@@ -337,22 +311,14 @@ class Bot:
         event_id = message.event_id or derived_event_id(name, message.id)
         try:
             page = await history.messages(name, last=5)
-            receipt = await history.append(
-                name,
-                message,
-                owner=f"owner of {name}",
-                after=page,
-                confirm="store",
-                timeout=self._chance.choice((1, 60)),
-            )
+            confirmed: Any = {"confirm": "store", "timeout": self._chance.choice((1, 60))}
+            receipt = await history.append(name, message, owner=f"owner of {name}", after=page, **confirmed)
         except NotConfirmed:
             counts["appends that were not confirmed in time"] += 1
         except (VersionConflict, StoreUnavailable) as refused:
             if not getattr(refused, "set_aside", False) and (name, event_id.bytes) in place.ledger.places:
                 raise Broken(f"{name!r}: an append was refused before it was written, and is in the file") from None
             counts["appends that were not to be confirmed"] += 1
-        except (*REFUSED, StoreFault):
-            return
         else:
             self._acknowledged(receipt, [message])
             if not place.ledger.store.holds(name, event_id):
@@ -376,11 +342,10 @@ class Bot:
                     raise _BrokenOff
                 stream.finishing = True
                 if end == "finish":
-                    self._appended(await reply.finish())
+                    self._acknowledged(await reply.finish())
         except _BrokenOff:
             place.counts["replies that were cut off"] += 1
-        except (*REFUSED, InvalidInput):
-            place.counts["replies that could not be finished"] += 1
+        except InvalidInput:
             return
         if reply.receipt is None:
             return
@@ -394,33 +359,26 @@ class Bot:
         if not self._said:
             return
         name, message, sequence = self._said[-1]
-        with suppress(*REFUSED):
-            receipt = await history.append(name, message, owner=f"owner of {name}")
-            self._acknowledged(receipt, [message])
-            # One that was delivered may have left the path since: while the store is away, it is put back.
-            if receipt.sequence != sequence and not self._place.ledger.may_put_back(name, sequence, receipt.sequence):
-                raise Broken(f"{name!r}: appended again, sequence {sequence} has become {receipt.sequence}")
-            if message.event_id is not None:
-                return  # its id was not the caller's
-            other = Message.assistant("something else", id=message.id)
-            try:
-                receipt = await history.append(name, other, owner=f"owner of {name}")
-            except EventIdReused:
-                self._place.counts["ids used twice, refused"] += 1
-            else:
-                self._acknowledged(receipt, [other])
+        receipt = await history.append(name, message, owner=f"owner of {name}")
+        self._acknowledged(receipt, [message])
+        # One that was delivered may have left the path since: while the store is away, it is put back.
+        if receipt.sequence != sequence and not self._place.ledger.may_put_back(name, sequence, receipt.sequence):
+            raise Broken(f"{name!r}: appended again, sequence {sequence} has become {receipt.sequence}")
+        if message.event_id is not None:
+            return  # its id was not the caller's
+        other = Message.assistant("something else", id=message.id)
+        with suppress(EventIdReused):
+            self._acknowledged(await history.append(name, other, owner=f"owner of {name}"), [other])
 
     async def _read(self, history: History) -> None:
         """Read what was just said: it must be there, whether delivered or not, whatever the store does."""
         if not self._said:
             return
         name, message, _ = self._said[-1]
-        with suppress(*REFUSED, StoreFault):
-            page = await history.messages(name, every=True, last=None)
-            self._place.counts["reads"] += 1
-            # Without the store there is only what the outbox still keeps.
-            if page.complete and message.id not in {one.message.id for one in page.items}:
-                raise Broken(f"{name!r}: what was said and acknowledged is not read: message {message.id}")
+        page = await history.messages(name, every=True, last=None)
+        # Without the store there is only what the outbox still keeps.
+        if page.complete and message.id not in {one.message.id for one in page.items}:
+            raise Broken(f"{name!r}: what was said and acknowledged is not read: message {message.id}")
 
 
 class _BrokenOff(Exception):
@@ -429,30 +387,25 @@ class _BrokenOff(Exception):
 
 async def deliver(place: Place, chance: random.Random, closing: asyncio.Event) -> None:
     """Live as a relay in a process of its own, until told to close."""
-    outbox = await OutboxFile.open(place.path, now=place.now)
-    try:
-        async with ConversationStore.open(place.store, now=place.now) as store:
-            relay = Relay(
-                outbox,
-                store,
-                holder="relay",
-                chores=(Pruner(place.delivered_retention, outbox.now_us),),
-                retention=POLICY,
-                now=place.now,
-                random=chance,
-            )
-            running = asyncio.create_task(relay.run())
-            await asyncio.wait((running, asyncio.create_task(closing.wait())), return_when=asyncio.FIRST_COMPLETED)
-            relay.stop()
-            await running
-    finally:
-        await outbox.close()
+    async with _opened(place) as outbox, ConversationStore.open(place.store, now=place.now) as store:
+        chores = (Pruner(place.delivered_retention, outbox.now_us),)
+        relay = Relay(outbox, store, holder="relay", chores=chores, retention=POLICY, now=place.now, random=chance)
+        running = asyncio.create_task(relay.run())
+        await asyncio.wait((running, asyncio.create_task(closing.wait())), return_when=asyncio.FIRST_COMPLETED)
+        relay.stop()
+        await running
 
 
 async def mend(place: Place) -> list[str]:
     """Retry what is blocked, as an operator does who has fixed the cause."""
+    async with _opened(place) as outbox:
+        return await OutboxAdmin(outbox).retry(Selection())
+
+
+@asynccontextmanager
+async def _opened(place: Place) -> AsyncIterator[OutboxFile]:
     outbox = await OutboxFile.open(place.path, now=place.now)
     try:
-        return await OutboxAdmin(outbox).retry(Selection())
+        yield outbox
     finally:
         await outbox.close()

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from letopis.outbox import History, Receipt, erase_owner, erase_person
@@ -22,38 +23,35 @@ if TYPE_CHECKING:
 RETRY_SECONDS: Final = 5.0
 
 
+@dataclass
 class Speaker:
     """Says what persons say, and what retention takes away, for a bot."""
 
-    def __init__(self, place: Place, chance: random.Random, keep: Callable[[Receipt], None]) -> None:
-        self._place = place
-        self._chance = chance
-        self._keep = keep
+    _place: Place
+    _chance: random.Random
+    _keep: Callable[[Receipt], None]
 
     async def say(self, history: History) -> None:
         """Say something of a person, in a conversation of theirs or in a group."""
         rights, person = self._place.rights, self._chance.choice(PERSONS)
         name, owner = rights.conversation(person, self._place.number, self._chance)
-        with suppress(*self._place.refused, ConversationGone):
+        with suppress(ConversationGone):
             self._keep(await history.append(name, Message.user(secret_of(self._chance), author=person), owner=owner))
-            self._place.counts["said by persons"] += 1
 
     async def say_kept(self, history: History) -> None:
         """Say something in a conversation whose old content leaves."""
-        with suppress(*self._place.refused):
-            message = Message.user(secret_of(self._chance))
-            self._keep(await history.append(f"{KEPT}-{self._place.number}", message, owner=KEPT))
+        message = Message.user(secret_of(self._chance))
+        self._keep(await history.append(f"{KEPT}-{self._place.number}", message, owner=KEPT))
 
     async def read_kept(self, history: History) -> None:
         """Read that conversation: its newest messages must have their content."""
         name = f"{KEPT}-{self._place.number}"
         texts = self._place.rights.kept[name]
         known = len(texts)
-        with suppress(*self._place.refused, StoreFault):
-            page = await history.messages(name, last=None)
-            newest = set(texts[-KEPT_MESSAGES:]).intersection(texts[:known])
-            if page.complete and (lost := newest - {message.text for message in page}):
-                raise Broken(f"{name!r}: retention took {min(lost)}, one of the last {KEPT_MESSAGES} messages")
+        page = await history.messages(name, last=None)
+        newest = set(texts[-KEPT_MESSAGES:]).intersection(texts[:known])
+        if page.complete and (lost := newest - {message.text for message in page}):
+            raise Broken(f"{name!r}: retention took {min(lost)}, one of the last {KEPT_MESSAGES} messages")
 
 
 async def operate(places: Sequence[Place], chance: random.Random, closing: asyncio.Event) -> None:

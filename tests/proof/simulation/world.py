@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,20 +57,18 @@ class Result:
     broken: list[str] = field(default_factory=list)
 
 
+@dataclass
 class Seat:
     """A bot or a relay that is started again whenever it has ended."""
 
-    def __init__(
-        self, name: str, live: Callable[[asyncio.Event, str], Coroutine[Any, Any, None]], chance: random.Random
-    ) -> None:
-        self.name = name
-        self._live = live
-        self._chance = chance
-        self.process: Process | None = None
-        self.closing = asyncio.Event()
-        self.wanted = True
-        self.starts = 0
-        self.patience = 6.0
+    name: str
+    live: Callable[[asyncio.Event, str], Coroutine[Any, Any, None]]
+    chance: random.Random
+    process: Process | None = None
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    wanted: bool = True
+    starts: int = 0
+    patience: float = 6.0
 
     async def keep(self, ended: Callable[[str, str], Awaitable[None]]) -> None:
         while self.wanted:
@@ -78,7 +77,7 @@ class Seat:
             process = self.process = Process(f"{self.name}.{self.starts}")
             over = asyncio.get_running_loop().create_future()
             process.on_kill.append(lambda over=over: over.done() or over.set_result("killed"))  # type: ignore[misc]
-            task = process.start(self._live(self.closing, process.name))
+            task = process.start(self.live(self.closing, process.name))
             await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
             if not process.alive:
                 how = "killed"
@@ -91,7 +90,7 @@ class Seat:
             process.kill()  # the end of a process closes what it has left open
             await ended(process.name, how)
             if self.wanted:
-                await asyncio.sleep(self._chance.uniform(0.05, self.patience))
+                await asyncio.sleep(self.chance.uniform(0.05, self.patience))
 
 
 class World:
@@ -123,12 +122,19 @@ class World:
         self.store = StoreLedger(self.store_path)
         self.store.rights.now = self.wall.now
         self.weather = StoreWeather(self._chance("store"), self.result.fired, self.say)
-        self.disk.add(File(str(self.store_path), self.weather, self._store_committed))
+        committed = partial(self._committed, "store", lambda _: self.store.committed())
+        self.disk.add(File(str(self.store_path), self.weather, committed))
         self.places: list[Place] = []
         self.disks: list[OutboxWeather] = []
         for number in range(plan.outboxes):
             self._add_outbox(number, templates)
-        self.seats.append(Seat("operator", self._operator, self._chance("operator")))
+        self.seats.append(
+            Seat(
+                "operator",
+                lambda closing, name: operate(self.places, self._chance(name), closing),
+                self._chance("operator"),
+            )
+        )
 
     def _chance(self, what: str) -> random.Random:
         return random.Random(f"{self.plan.seed} {what}")
@@ -150,22 +156,20 @@ class World:
             broken=self.broken,
             number=number,
         )
-        self.disk.add(File(str(path), weather, lambda process: self._outbox_committed(place, process)))
+        self.disk.add(File(str(path), weather, partial(self._committed, path.name, ledger.committed)))
         self.places.append(place)
         self.disks.append(weather)
+
+        def bot(closing: asyncio.Event, name: str) -> Coroutine[Any, Any, None]:
+            return Bot(place, self._chance(name), closing, name=name).live()
+
+        def relay(closing: asyncio.Event, name: str) -> Coroutine[Any, Any, None]:
+            return deliver(place, self._chance(name), closing)
+
         for one in range(self.plan.bots):
-            self.seats.append(Seat(f"bot-{number}-{one}", self._bot(place), self._chance(f"seat {number} {one}")))
+            self.seats.append(Seat(f"bot-{number}-{one}", bot, self._chance(f"seat {number} {one}")))
         for one in range(self.plan.relays):
-            self.seats.append(Seat(f"relay-{number}-{one}", self._relay(place), self._chance(f"relay {number} {one}")))
-
-    def _bot(self, place: Place) -> Callable[[asyncio.Event, str], Coroutine[Any, Any, None]]:
-        return lambda closing, name: Bot(place, self._chance(name), closing, name=name).live()
-
-    def _relay(self, place: Place) -> Callable[[asyncio.Event, str], Coroutine[Any, Any, None]]:
-        return lambda closing, name: deliver(place, self._chance(name), closing)
-
-    def _operator(self, closing: asyncio.Event, name: str) -> Coroutine[Any, Any, None]:
-        return operate(self.places, self._chance(name), closing)
+            self.seats.append(Seat(f"relay-{number}-{one}", relay, self._chance(f"relay {number} {one}")))
 
     # What is noted.
 
@@ -187,19 +191,11 @@ class World:
         if (strand := current()) is not None:
             strand.park()
 
-    def _store_committed(self, process: Process) -> None:
-        self.say(f"commit store {process.name}")
+    def _committed(self, file: str, check: Callable[[str], None], process: Process) -> None:
+        self.say(f"commit {file} {process.name}")
         self.result.checks += 1
         try:
-            self.store.committed()
-        except Broken as broken:
-            self.broken(str(broken))
-
-    def _outbox_committed(self, place: Place, process: Process) -> None:
-        self.say(f"commit {place.path.name} {process.name}")
-        self.result.checks += 1
-        try:
-            place.ledger.committed(process.name)
+            check(process.name)
         except Broken as broken:
             self.broken(str(broken))
         except Exception as error:
@@ -218,7 +214,7 @@ class World:
 
     def run(self) -> Result:
         """Live through the seed."""
-        self.loop.set_exception_handler(_say_nothing)
+        self.loop.set_exception_handler(lambda loop, context: None)  # errors of tasks of killed processes
         asyncio.set_event_loop(self.loop)
         self.loop.run_until_complete(self._run())
         result = self.result
@@ -305,7 +301,11 @@ class World:
             or self.store.rights.unfinished()
         ):
             if self.loop.now - begun > LIVELY:
-                raise Broken(f"{LIVELY:g} s after the last word there is still something owed: {self._owed()}")
+                owed = [
+                    f"{place.path.name}: {place.ledger.pending} events, {len(place.ledger.streams.drafts)} drafts"
+                    for place in self.places
+                ]
+                raise Broken(f"{LIVELY:g} s after the last word there is still something owed: {'; '.join(owed)}")
             await asyncio.sleep(0.25)
         chance = self._chance("end")
         for seat in self.seats:
@@ -318,12 +318,6 @@ class World:
                 seat.process.kill()
         await self.look(drained=True)
 
-    def _owed(self) -> str:
-        return "; ".join(
-            f"{place.path.name}: {place.ledger.pending} events, {len(place.ledger.streams.drafts)} drafts"
-            for place in self.places
-        )
-
     async def look(self, *, drained: bool = False) -> None:
         """Read all files, with every process stopped, and check every invariant of the project."""
         async with self._looking:
@@ -332,17 +326,15 @@ class World:
                 await self._look(drained=drained)
 
     async def _look(self, *, drained: bool) -> None:
-        self.loop.freeze()
-        try:
+        paths = [place.path for place in self.places]
+        with self.loop.frozen():
             verdict = await check(
-                [place.path for place in self.places],
+                paths,
                 f"sqlite:///{self.store_path.as_posix()}",
                 acknowledged=[ack for place in self.places for ack in place.acks],
                 records=[ack for place in self.places for ack in place.record_acks],
                 drained=drained,
             )
-        finally:
-            self.loop.thaw()
         self.result.counts["files examined"] += 1
         self.result.stored = verdict.stored
         self.say(f"files: {verdict}")
@@ -354,8 +346,4 @@ class World:
             if not place.ledger.pending and not place.erased.unfinished():
                 check_contents(place.path, self.store_path)
         if drained:
-            self.store.rights.check_at_rest(*(place.path for place in self.places))
-
-
-def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Handle errors of tasks that are not awaited: those of killed processes."""
+            self.store.rights.check_at_rest(*paths)
