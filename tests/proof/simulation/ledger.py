@@ -7,16 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from letopis.store.model.codec import EncodedEvent, digest_of
 from letopis.store.rules.decoding import puts_back
 from tests.campaigns.invariants import Ack
 from tests.campaigns.paths import ReplayedPath
+from tests.campaigns.record_invariants import Place, scope_of
 from tests.proof.simulation.contents import STREAMS, Streams, secrets_of
 from tests.proof.simulation.driver import connect
-from tests.proof.simulation.record_ledger import Changes, StoredRecords
 from tests.proof.simulation.rights import Rights
 from tests.proof.simulation.weather import BAD
 from tests.support.path_deeds import Broken
@@ -27,14 +27,55 @@ _NEW: Final = (
 )
 _LANES: Final = "SELECT conversation_id, head, delivered, pruned, state, attempts FROM letopis_outbox_lanes"
 _KEPT: Final = "SELECT count(*) FROM letopis_outbox_events"
-_HOLLOW: Final = "SELECT redacted FROM letopis_outbox_log WHERE position = ?"
 _RECORD_LANES: Final = "\x02"  # after the names of all lanes of records, and before those of conversations
+_RECORD_HEADS: Final = "SELECT origin_id, conversation_id, sequence FROM letopis_lanes WHERE conversation_id < char(2)"
+_SUPERSEDED: Final = "SELECT conversation_id, sequence FROM letopis_record_ledger WHERE superseded"
 _HOLDER: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _STORED: Final = (
     "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest, type, data, metadata"
     " FROM letopis_events WHERE position > ? ORDER BY position"
 )
 _PATH: Final = "SELECT version FROM letopis_messages WHERE conversation_id = ? AND left_at IS NULL ORDER BY version"
+
+
+class RecordChange(NamedTuple):
+    """A change of a record as its outbox has committed it."""
+
+    position: int
+    sha256: str | None
+
+
+class Changes:
+    """The changes of records that an outbox has committed, in order; those that erase a whole scope apart."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[bytes, RecordChange] = {}
+        self.of_place: dict[Place, list[RecordChange]] = defaultdict(list)
+        self.erasing: set[tuple[str, int]] = set()
+
+    def add(self, lane: str, position: int, sequence: int, event_id: bytes, data: str) -> None:
+        found = json.loads(data)
+        if found.get("erase"):
+            self.erasing.add((lane, sequence))
+        else:
+            change = self.by_id[event_id] = RecordChange(position, found.get("sha256"))
+            # A reset clears the records of its conversation, of which there are none here; it names no key.
+            self.of_place[scope_of(lane), found["namespace"], found.get("key", "")].append(change)
+
+    def newest(self, place: Place) -> int:
+        """Return the position of the newest change of a record; 0 if there is none."""
+        return self.of_place[place][-1].position if place in self.of_place else 0
+
+    def check_read(self, place: Place, revision: bytes | None, *, since: int) -> None:
+        """Check a read that began when ``since`` was the newest change of the record."""
+        if revision is None:
+            changes = self.of_place.get(place, ())
+            if since and not any(one.sha256 is None and one.position >= since for one in changes):
+                raise Broken(f"{place}: is read as absent, and was put")
+        elif revision not in self.by_id:
+            raise Broken(f"{place}: what is read, {UUID(bytes=revision)}, was never put")
+        elif self.by_id[revision].position < since:
+            raise Broken(f"{place}: the value of an older put is read")
 
 
 @dataclass(slots=True)
@@ -54,7 +95,6 @@ class StoreLedger:
         self._position = 0
         self._versions: dict[str, int] = defaultdict(int)
         self._ids: dict[tuple[str, bytes], int] = {}
-        self._records = StoredRecords(self._look)
         self._paths: dict[str, ReplayedPath] = defaultdict(ReplayedPath)
         self.heads: dict[tuple[bytes, str], int] = defaultdict(int)
         self.outboxes: dict[bytes, OutboxLedger] = {}
@@ -88,8 +128,15 @@ class StoreLedger:
                 raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
             self._follow(name, version, *content)
         self._compare_paths(moved)
-        changes = {origin: outbox.changes for origin, outbox in self.outboxes.items()}
-        self._records.committed(self.heads, changes)
+        for origin, lane, head in self._look.execute(_RECORD_HEADS).fetchall():
+            if head < self.heads[origin, lane]:
+                raise Broken(f"{lane!r}: its head goes back from {self.heads[origin, lane]} to {head}")
+            self.heads[origin, lane] = head
+        if len(self.outboxes) == 1:
+            (only,) = self.outboxes.values()
+            # One that erases is superseded where a hold forbids it.
+            for lane, sequence in {*self._look.execute(_SUPERSEDED).fetchall()} - only.changes.erasing:
+                raise Broken(f"{lane!r} {sequence}: superseded, and no other outbox has changed the record")
         self.rights.committed(self.heads, secrets_of(row[8] for row in rows))
 
     def head(self, origin: bytes, name: str) -> int:
@@ -157,12 +204,8 @@ class OutboxLedger:
 
     def __post_init__(self) -> None:
         self._look = connect(str(self.path), isolation_level=None)
-        self.changes = Changes(self._is_hollow)
+        self.changes = Changes()
         self.streams = Streams()
-
-    def _is_hollow(self, position: int) -> bool:
-        found = self._look.execute(_HOLLOW, (position,)).fetchall()
-        return not found or bool(found[0][0])
 
     @property
     def pending(self) -> int:
@@ -215,7 +258,7 @@ class OutboxLedger:
             self.salts[name, sequence] = salt
             self.places[name, event_id] = sequence
             if name < _RECORD_LANES:
-                self.changes.add(name, position, sequence, event_id, digest, content[2])
+                self.changes.add(name, position, sequence, event_id, content[2])
             if content[0] == "message.appended":
                 if name.startswith(STREAMS):
                     self.streams.committed(content[2])
