@@ -8,10 +8,10 @@ import logging
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from letopis.outbox import History, Rules
 from letopis.outbox.alerting.channels import Alert
@@ -104,60 +104,46 @@ async def _waiting(path: Path) -> None:
         await history.append("c1", Message.user(BODY, name=NAME, metadata={"token": OTHER}))
 
 
-async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
-    """Let a store quote messages in its errors, and search the exceptions, the log, the alerts and the figures."""
-    collector, told = Collector(), 0
-    found: list[str] = []
-    async with ConversationStore.open(url, migrate=True) as store:
-        await run_there(url, *TRIGGERS[kind])
+async def _heard(setting: Setting) -> dict[str, str]:
+    """Let a store quote messages in its errors; return the exception, the log, the alerts and the figures."""
+    collector = Collector()
+    async with ConversationStore.open(setting.url, migrate=True) as store:
+        await run_there(setting.url, *TRIGGERS[setting.kind])
         error = await _refused(store)
-        shown = f"{error} {error!r} {getattr(error, '__notes__', '')} {escape(error)}"
-        found += [f"the exception: {one}" for one in leaks(shown, (BODY, NAME, PASSWORD))]
         with heard() as streams:
             logging.getLogger("sqlalchemy.engine").setLevel(logging.WARNING)
-            rules = Rules(hold=0.0, stuck_after=0.0, resolve_after=0.1)
-            async with History(
-                folder / "planted.outbox.db", store=store, policy=BLOCK_AT_ONCE, channels=(collector,), rules=rules
-            ) as history:
+            given: Any = {"policy": BLOCK_AT_ONCE, "rules": Rules(hold=0.0, stuck_after=0.0, resolve_after=0.1)}
+            path = setting.folder / "planted.outbox.db"
+            async with History(path, store=store, channels=(collector,), **given) as history:
                 for name in (HOSTILE, "fine"):
                     await history.append(name, Message.user(BODY, name=NAME, metadata={"token": OTHER}), owner="owner")
                 for _ in range(100):
-                    if (await history.status()).lanes["blocked"] and collector.got:
+                    status = await history.status()
+                    if status.lanes["blocked"] and collector.got:
                         break
                     await asyncio.sleep(0.1)
-                status = await history.status()
-                figures = json.dumps(status.to_json(), default=str)
-            log = [stream.getvalue() for stream in streams]
-    secrets = (BODY, NAME, OTHER, PASSWORD)
-    if not status.lanes["blocked"]:
-        found.append(f"nothing is blocked, so nothing was to be heard: {status.lanes}")
-    for what, text in (("log", "".join(log)), ("alerts", "".join(collector.got)), ("status", figures)):
-        told += 1
-        found += [f"{what}: {secret}" for secret in secrets if secret in text]
-        if what == "alerts" and not text:
-            found.append("nobody was alerted, so nothing was to be seen")
-    return told + 1, found
-
-
-def asked(url: str, folder: Path) -> tuple[int, list[str]]:
-    """Ask the command about an outbox in which something is blocked, as `faults` leaves it."""
-    told, found = 0, []
-    with chdir(folder):
-        for words in (("status", "--json"), ("doctor", "--json"), ("outbox", "list"), ("healthcheck",)):
-            told += 1
-            said = here((*words, "--outbox", "planted.outbox.db", "--store", url))
-            shown = said.out + said.err
-            found += [f"{' '.join(words)}: {one}" for one in (BODY, NAME, OTHER, PASSWORD) if one in shown]
-    return told, found
+    return {
+        "exception": f"{error} {error!r} {getattr(error, '__notes__', '')} {escape(error)}",
+        "log": "".join(stream.getvalue() for stream in streams),
+        "alerts": "".join(collector.got),
+        "status": json.dumps(status.to_json(), default=str) if status.lanes["blocked"] else "",
+    }
 
 
 def quoted(setting: Setting) -> Tally:
-    """Let everything speak that has met an error with a message in it."""
+    """Let everything speak that has met an error with a message in it, and the command about what is blocked."""
     if reason := UNABLE.get(setting.kind):
         raise NotHere(reason)
-    looks, found = asyncio.run(faults(setting.kind, setting.url, setting.folder))
-    more, besides = asked(setting.url, setting.folder)
-    return Tally(looks + more, problems=[*found, *besides])
+    shown = asyncio.run(_heard(setting))
+    with chdir(setting.folder):
+        for words in (("status", "--json"), ("doctor", "--json"), ("outbox", "list"), ("healthcheck",)):
+            said = here((*words, "--outbox", "planted.outbox.db", "--store", setting.url))
+            shown[" ".join(words)] = said.out + said.err
+    tally = Tally(len(shown), problems=leaks(shown["exception"], ()))
+    for what, text in shown.items():
+        tally.blame((one for one in (BODY, NAME, OTHER, PASSWORD) if one in text), where=what)
+        tally.require(text != "", f"{what}: says nothing")
+    return tally
 
 
 def passwords(setting: Setting) -> Tally:
@@ -194,60 +180,54 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-def looked_at(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the files of a folder, and those that others may read or write."""
-    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
-    loose = [
-        f"{path.name} has mode {stat.S_IMODE(path.stat().st_mode):04o}"
-        for path in files
-        if stat.S_IMODE(path.stat().st_mode) & 0o077
-    ]
-    return [path.name for path in files], loose
+def looked_at(folder: Path) -> set[tuple[str, int]]:
+    """Return the files of a folder, and their modes."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return {(path.name, stat.S_IMODE(path.stat().st_mode)) for path in files}
+
+
+def loose(files: Iterable[tuple[str, int]]) -> list[str]:
+    """Return which files others may read or write."""
+    return [f"{name} has mode {mode:04o}" for name, mode in sorted(files) if mode & 0o077]
 
 
 def modes(setting: Setting) -> Tally:
     """Write all that Letopis writes, under each mask; nothing of it may others read."""
     tally = Tally()
     for mask in UMASKS[: setting.many(len(UMASKS), 1)]:
-        names, loose = _written(setting.folder / f"mask-{mask:03o}", mask)
-        tally.count += len(names)
-        tally.blame(dict.fromkeys(loose), where=f"umask {mask:03o}")
+        place = setting.folder / f"mask-{mask:03o}"
+        place.mkdir(mode=0o700)
+        with chdir(place), umask(mask):
+            files = asyncio.run(_said(place))
+            for words in (
+                ("init", "--config", "letopis.toml"),
+                ("init",),
+                ("history", "export", "jsonl", "export.jsonl"),
+                ("outbox", "export", "--file", "pending.jsonl"),
+                ("outbox", "salvage", "salvaged.db"),
+            ):
+                here(words)
+        files |= looked_at(place)
+        tally.count += len(files)
+        tally.blame(loose(files), where=f"umask {mask:03o}")
     return tally
 
 
-def _written(place: Path, mask: int) -> tuple[set[str], list[str]]:
-    """Return the names of the files, and what others may read."""
-    place.mkdir(mode=0o700)
-    with chdir(place), umask(mask):
-        names, loose = asyncio.run(_said(place))
-        for words in (
-            ("init", "--config", "letopis.toml"),
-            ("init",),
-            ("history", "export", "jsonl", "export.jsonl"),
-            ("outbox", "export", "--file", "pending.jsonl"),
-            ("outbox", "salvage", "salvaged.db"),
-        ):
-            here(words)
-    more, also = looked_at(place)
-    return {*names, *more}, [*loose, *also]
-
-
-async def _said(place: Path) -> tuple[set[str], list[str]]:
+async def _said(place: Path) -> set[tuple[str, int]]:
     async with History(place / "bot.outbox.db", watch=False) as history:
         for number in range(3):
             await history.append("chat", Message.user(f"words {number}"))
         await history.drained(timeout=20)
         async with history.reply("chat") as reply:
             await reply.add("words")
-        # While it is open, with the files of the log beside it.
-        names, loose = looked_at(place)
+        files = looked_at(place)  # while it is open, with the files of the log beside it
     async with History(place / "bot.outbox.db", relay=False, watch=False) as history:
         await history.append("chat", Message.user("pending"))
-    return set(names), loose
+    return files
 
 
 def unguarded(setting: Setting) -> Tally:
     """The control: a file that is just opened, under a mask that takes nothing away."""
     with umask(0o000):
         (setting.folder / "plain.db").write_bytes(b"")
-    return Tally(1, problems=looked_at(setting.folder)[1])
+    return Tally(1, problems=loose(looked_at(setting.folder)))

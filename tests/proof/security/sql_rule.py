@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[3]
 FOLDERS: Final = ("store", "outbox", "migrations")
@@ -47,17 +46,13 @@ ALLOWED: Final = {tuple(place.split()): reason for place, reason in _REASONS.ite
 """Module and function where a statement has a part that is not visibly a constant, and what that part is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """One place that breaks the rule."""
 
     module: str
     function: str
     line: int
     what: str
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.line} in {self.function or 'the module'}: {self.what}"
 
 
 def sources() -> Iterator[tuple[str, str]]:
@@ -69,7 +64,7 @@ def sources() -> Iterator[tuple[str, str]]:
 
 def broken(module: str, source: str) -> list[Found]:
     """Return where a module breaks the rule; what is allowed for a reason too."""
-    return list(_Reader(module).read(ast.parse(source)))
+    return list(_within(module, ast.parse(source), "", {}))
 
 
 PLANTED: Final[dict[str, str]] = {
@@ -92,22 +87,13 @@ PLANTED: Final[dict[str, str]] = {
 """What the rule has to find, each on its own."""
 
 
-class _Reader:
-    """Reads one module, function by function."""
-
-    def __init__(self, module: str) -> None:
-        self._module = module
-
-    def read(self, tree: ast.Module) -> Iterator[Found]:
-        yield from self._within(tree, "", {})
-
-    def _within(self, scope: ast.AST, name: str, known: dict[str, list[ast.expr]]) -> Iterator[Found]:
-        assigned = {**known, **_assigned(scope)}
-        for node in _own(scope):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                yield from self._within(node, f"{name}.{node.name}".lstrip("."), assigned)
-            elif isinstance(node, ast.Call) and (what := _wrong(node, assigned)) is not None:
-                yield Found(self._module, name, node.lineno, what)
+def _within(module: str, scope: ast.AST, name: str, known: dict[str, list[ast.expr]]) -> Iterator[Found]:
+    assigned = {**known, **_assigned(scope)}
+    for node in _own(scope):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from _within(module, node, f"{name}.{node.name}".lstrip("."), assigned)
+        elif isinstance(node, ast.Call) and (what := _wrong(node, assigned)) is not None:
+            yield Found(module, name, node.lineno, what)
 
 
 def _own(scope: ast.AST) -> Iterator[ast.AST]:
@@ -122,15 +108,10 @@ def _own(scope: ast.AST) -> Iterator[ast.AST]:
 def _assigned(scope: ast.AST) -> dict[str, list[ast.expr]]:
     found: dict[str, list[ast.expr]] = {}
     for node in _own(scope):
-        targets: list[ast.expr] = []
-        value: ast.expr | None = None
-        if isinstance(node, ast.Assign):
-            targets, value = node.targets, node.value
-        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
-            targets, value = [node.target], node.value
-        for target in targets:
-            if isinstance(target, ast.Name) and value is not None:
-                found.setdefault(target.id, []).append(value)
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    found.setdefault(target.id, []).append(node.value)
     return found
 
 
@@ -142,16 +123,12 @@ def _wrong(call: ast.Call, assigned: dict[str, list[ast.expr]]) -> str | None:
     owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
     if name in FORBIDDEN_OF.get(owner, frozenset()):
         return f"{owner}.{name}() runs what it is handed"
-    if any(one.arg == "shell" and not _is_false(one.value) for one in call.keywords):
+    if any(one.arg == "shell" and getattr(one.value, "value", True) is not False for one in call.keywords):
         return "shell= hands words to a shell"
     statement = call.args[0:1] if name in TAKES_SQL else call.args[1:2] if name in TAKES_SQL_SECOND else []
     if statement and not _constant(statement[0], assigned, 0):
         return f"{name}() is given a statement that is put together of what is no constant"
     return None
-
-
-def _is_false(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and value.value is False
 
 
 def _constant(value: ast.expr, assigned: dict[str, list[ast.expr]], depth: int) -> bool:
@@ -179,16 +156,12 @@ def _constant(value: ast.expr, assigned: dict[str, list[ast.expr]], depth: int) 
 def _harmless(value: ast.expr, assigned: dict[str, list[ast.expr]], depth: int) -> bool:
     """Return True if a part that is put into a statement is a constant, a number, or places for parameters."""
     match value:
-        case ast.Constant():
+        case ast.Constant() | ast.Call(func=ast.Name(id="int" | "round" | "len")):
+            return True
+        case ast.Name(id=name) | ast.Attribute(attr=name) if name.lstrip("_").isupper():
             return True
         case ast.Name(id=name):
-            if name.lstrip("_").isupper():
-                return True
             return name in assigned and all(_harmless(one, assigned, depth + 1) for one in assigned[name]) and depth < 8
-        case ast.Attribute(attr=name):
-            return name.lstrip("_").isupper()
-        case ast.Call(func=ast.Name(id="int" | "round" | "len")):
-            return True
         case ast.Call(func=ast.Attribute(attr="join", value=ast.Constant()), args=[joined]):
             return _harmless(joined, assigned, depth)
         case ast.Call(func=ast.Attribute(attr="format")) | ast.JoinedStr():

@@ -12,12 +12,11 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 from sqlalchemy.engine import make_url
 
 from tests.campaigns.invariants import Ack, check
@@ -25,7 +24,7 @@ from tests.campaigns.processes import Probe
 from tests.proof.harness import Tally, migrated
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Flatness, Samples, Tasks, talk
+from tests.proof.soak.sampling import LIMITS, TASKS, WARMING, Samples, judge, talk
 from tests.support.child import start_piped
 from tests.support.daemons import DaemonProcess, ask
 from tests.support.peers import Wire
@@ -38,11 +37,6 @@ DAEMON: Final = "daemon"
 BOUND: Final = 60.0
 LOST: Final = "bots, a daemon and faults for long: what was promised is there"
 FLAT: Final = "bots, a daemon and faults for long: what they use stays flat"
-SETTINGS: Final = """
-[retention]
-keep_last = 50
-keep_hours = {hours}
-"""
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -80,8 +74,8 @@ class _Talker:
         with pipe, contextlib.suppress(EOFError, OSError):
             while True:
                 said = pipe.recv()
-                if isinstance(said, Tasks):
-                    self.tasks = said.count
+                if isinstance(said, int):
+                    self.tasks = said
                 else:
                     self.acks.append(said)
 
@@ -103,11 +97,10 @@ class Soak:
         self._seconds = options.many(1200, 9)
         self._every = 0.4 if options.short else 5.0
         self._chance = random.Random(f"{options.seed} soak")
-        self.samples = Samples()
+        self.samples = Samples(list)
         self.tally = Tally()
         self.figures: dict[str, str] = {}
         self.talkers: list[_Talker] = []
-        self._tables: list[str] = []
 
     async def run(self) -> None:
         url = await asyncio.to_thread(self._server.create_database, "letopis_proof_soak")
@@ -115,30 +108,29 @@ class Soak:
             await migrated(url)
             wire = Wire(self._server.port)
             async with wire.open() as port:
-                query = {"sslmode": "disable"}
-                through = make_url(url).set(host="127.0.0.1", port=port, query=query)
+                through = make_url(url).set(host="127.0.0.1", port=port, query={"sslmode": "disable"})
                 await self._live(url, through.render_as_string(hide_password=False), wire)
-            acks = [ack for one in self.talkers if one.name != LEAKY for ack in one.acks]
-            self.tally.take(await check(self._outboxes(), url, acknowledged=acks, drained=True))
+            acks = [ack for one in self._sound() for ack in one.acks]
+            outboxes = [one.outbox for one in self._sound()]
+            self.tally.take(await check(outboxes, url, acknowledged=acks, drained=True))
         finally:
             for one in self.talkers:
                 one.end()
             await asyncio.to_thread(self._server.drop_database, url)
 
-    def _outboxes(self) -> list[Path]:
-        return [one.outbox for one in self.talkers if one.name != LEAKY]
+    def _sound(self) -> list[_Talker]:
+        return [one for one in self.talkers if one.name != LEAKY]
 
     async def _live(self, url: str, through: str, wire: Wire) -> None:
         hours = 0.0003 if self._options.short else 0.01
         settings = self._folder / "letopis.toml"
-        settings.write_text(SETTINGS.format(hours=hours), encoding="utf-8")
+        settings.write_text(f"[retention]\nkeep_last = 50\nkeep_hours = {hours}\n", encoding="utf-8")
         for number in range(BOTS):
             path = self._folder / f"bot-{number}.outbox.db"
             self.talkers.append(_Talker(f"bot {number}", path, through, seed=f"{self._options.seed} {number}"))
-        leaking = self._folder / "leaky.db"
-        beside = f"sqlite:///{(self._folder / 'leaky.history.db').as_posix()}"
-        self.talkers.append(_Talker(LEAKY, leaking, beside, seed="leaky", leaks=self._options.many(100, 10)))
-        words = [word for path in self._outboxes() for word in ("--outbox", str(path))]
+        beside, leaks = f"sqlite:///{(self._folder / 'leaky.history.db').as_posix()}", self._options.many(100, 10)
+        self.talkers.append(_Talker(LEAKY, self._folder / "leaky.db", beside, seed="leaky", leaks=leaks))
+        words = [word for one in self._sound() for word in ("--outbox", str(one.outbox))]
         listen = ("--listen", "127.0.0.1:0", "--config", str(settings))
         how = {"folder": self._folder, "LETOPIS_STORE": through}
         with await asyncio.to_thread(lambda: DaemonProcess(*words, *listen, **how)) as daemon:
@@ -151,7 +143,7 @@ class Soak:
             for one in self.talkers:
                 code = await asyncio.to_thread(one.end)
                 self.tally.require(code == 0, f"{one.name} ended with {code}")
-            await self._dispatcher()
+            await self._drain()
             self._read_metrics(daemon)
             daemon.signal(signal.SIGTERM)
             code = await asyncio.to_thread(daemon.wait)
@@ -159,7 +151,7 @@ class Soak:
 
     async def _begin(self) -> None:
         """Wait until each bot talks, and something of each was delivered."""
-        waiting = set(self._outboxes())
+        waiting = {one.outbox for one in self._sound()}
         deadline = time.monotonic() + BOUND
         while waiting or not all(one.tasks for one in self.talkers):
             for path in [path for path in waiting if path.exists()]:
@@ -175,14 +167,10 @@ class Soak:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._seconds
         harming = asyncio.create_task(self._harm(url, wire))
-        thirds = [end - self._seconds * 2 / 3, end - self._seconds / 3, end]
         try:
             while (left := end - loop.time()) > 0:
                 await asyncio.sleep(min(self._every, left))
                 self._sample(daemon)
-                if loop.time() >= thirds[0]:
-                    thirds = thirds[1:]
-                    await self._measure_tables(url)
         finally:
             harming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -193,50 +181,34 @@ class Soak:
         for one in self.talkers:
             if one.process.pid is not None:
                 self.samples.process(one.name, one.process.pid)
-            self.samples.series[one.name, TASKS].append(one.tasks)
+            self.samples[one.name, TASKS].append(one.tasks)
             if one.name != LEAKY:  # nothing delivers that one, so none of it may be pruned
                 self.samples.outbox(one.name, one.outbox)
-
-    async def _measure_tables(self, url: str) -> None:
-        """Note how large the store's tables are; those are meant to grow."""
-        asks = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND relname LIKE 'letopis%'"
-        for _ in range(5):
-            try:
-                connection = await asyncpg.connect(url, timeout=10)
-                try:
-                    size = int(await connection.fetchval(asks))
-                finally:
-                    await connection.close(timeout=10)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                continue  # it was cut with all the others
-            self._tables.append(f"{size / MEGABYTE:,.1f} MB")
-            return
 
     async def _harm(self, url: str, wire: Wire) -> None:
         pause = (0.5, 2.0) if self._options.short else (4.0, 16.0)
         while True:
             await asyncio.sleep(self._chance.uniform(*pause))
-            kind = self._chance.choice(("cut", "answer lost", "black hole"))
-            if kind == "cut":
-                cut = await asyncio.to_thread(self._server.terminate_connections, url)
-                self.tally.figures["connections cut"] += cut
-            elif kind == "answer lost":
-                before = wire.cuts
-                wire.heard = True
-                wire.cut_at = b"COMMIT;"
-                await asyncio.sleep(0.5)
-                wire.cut_at = None
-                self.tally.figures["answers to COMMIT lost"] += wire.cuts - before
-            else:
-                self.tally.figures["black holes"] += 1
-                wire.flowing.clear()
-                await asyncio.sleep(self._chance.uniform(0.5, 1.0 if self._options.short else 8.0))
-                wire.flowing.set()
+            match self._chance.choice(("cut", "answer lost", "black hole")):
+                case "cut":
+                    cut = await asyncio.to_thread(self._server.terminate_connections, url)
+                    self.tally.figures["connections cut"] += cut
+                case "answer lost":
+                    before = wire.cuts
+                    wire.heard, wire.cut_at = True, b"COMMIT;"
+                    await asyncio.sleep(0.5)
+                    wire.cut_at = None
+                    self.tally.figures["answers to COMMIT lost"] += wire.cuts - before
+                case "black hole":
+                    self.tally.figures["black holes"] += 1
+                    wire.flowing.clear()
+                    await asyncio.sleep(self._chance.uniform(0.5, 1.0 if self._options.short else 8.0))
+                    wire.flowing.set()
 
-    async def _dispatcher(self) -> None:
+    async def _drain(self) -> None:
         begun = time.monotonic()
         with contextlib.ExitStack() as stack:
-            probes = [stack.enter_context(contextlib.closing(Probe(path))) for path in self._outboxes()]
+            probes = [stack.enter_context(contextlib.closing(Probe(one.outbox))) for one in self._sound()]
             while pending := sum(one.look().pending for one in probes):
                 if time.monotonic() > begun + BOUND:
                     self.tally.problems.append(f"{pending} events pending {BOUND:g} s after the last fault")
@@ -261,23 +233,21 @@ class Soak:
         tally, where = self.tally, f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         tally.count = tally.acknowledged
-        tally.notes = (
-            f"{tally.acknowledged:,} acknowledged, {tally.stored:,} stored; {tally.told()}; {figures};"
-            f" the store's tables after each third: {', '.join(self._tables)}"
-        )
+        tally.notes = f"{tally.acknowledged:,} acknowledged, {tally.stored:,} stored; {tally.told()}; {figures}"
         yield tally.row(LOST, where, "events", 100_000)
-        judged = self.samples.judged(WARMING if self._options.short else LIMITS)
-        sound = {key: one for key, one in judged.items() if key[0] != LEAKY}
-        leaky = {key: one for key, one in judged.items() if key[0] == LEAKY}
-        yield self._flatness(sound).row(FLAT, where, "samples", 2_000)
-        yield self._flatness(leaky).row("a bot that keeps receipts and descriptors", "1 bot", "samples", control=True)
+        yield self._flatness(leaky=False).row(FLAT, where, "samples", 2_000)
+        leaky = self._flatness(leaky=True)
+        yield leaky.row("a bot that keeps receipts and descriptors", "1 bot", "samples", control=True)
 
-    def _flatness(self, judged: Mapping[tuple[str, str], Flatness]) -> Tally:
-        notes: dict[str, list[str]] = defaultdict(list)
-        tally = Tally(sum(len(self.samples.series[key]) for key in judged))
-        for (name, series), one in judged.items():
-            tally.require(not one.problem, f"{name}: {series} {one.problem}")
-            notes[series].append(f"{name} {one.before:,.0f} to {one.after:,.0f}")
+    def _flatness(self, *, leaky: bool) -> Tally:
+        notes, tally = defaultdict[str, list[str]](list), Tally()
+        limits = WARMING if self._options.short else LIMITS
+        for (name, series), samples in self.samples.items():
+            if (name == LEAKY) == leaky:
+                judged = judge(samples, limits[series])
+                tally.count += len(samples)
+                tally.require(not judged.problem, f"{name}: {series} {judged.problem}")
+                notes[series].append(f"{name} {judged.before:,.0f} to {judged.after:,.0f}")
         told = "; ".join(f"{series}: {', '.join(names)}" for series, names in notes.items())
         tally.notes = f"medians of the second and the last third: {told}"
         return tally

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History
 from tests.support.promises import SentPromises
@@ -20,8 +21,7 @@ from tests.support.victim import Bot, Talk
 LEAST: Final = 9  # samples from which on something can be said
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
+class Limit(NamedTuple):
     """What still counts as flat.
 
     :ivar share: how much the last third's median may exceed the second third's, as a share of it.
@@ -31,16 +31,14 @@ class Limit:
 
     share: float = 0.0
     more: float = 0.0
-    most: float | None = None
+    most: float = math.inf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flatness:
-    """What was found of one series."""
+class Flatness(NamedTuple):
+    """The medians of the second and the last third of a series, and what is wrong with it."""
 
     before: float
     after: float
-    most: float
     problem: str
 
 
@@ -48,16 +46,14 @@ def judge(samples: Sequence[float], limit: Limit) -> Flatness:
     """Compare the last third of a series with the one before; the first is for warming up."""
     third = len(samples) // 3
     if len(samples) < LEAST:
-        return Flatness(before=0, after=0, most=max(samples, default=0), problem=f"only {len(samples)} samples")
-    before = statistics.median(samples[third:-third])
-    after = statistics.median(samples[-third:])
-    most = max(samples)
+        return Flatness(0, 0, f"only {len(samples)} samples")
+    before, after = statistics.median(samples[third:-third]), statistics.median(samples[-third:])
     problem = ""
     if after > before + max(before * limit.share, limit.more):
         problem = f"grew from {before:,.0f} to {after:,.0f}"
-    elif limit.most is not None and most > limit.most:
-        problem = f"reached {most:,.0f}, more than {limit.most:,.0f}"
-    return Flatness(before=before, after=after, most=most, problem=problem)
+    elif max(samples) > limit.most:
+        problem = f"reached {max(samples):,.0f}, more than {limit.most:,.0f}"
+    return Flatness(before, after, problem)
 
 
 MEGABYTE: Final = 1024**2
@@ -87,11 +83,8 @@ WARMING: Final[Mapping[str, Limit]] = {
 """The same for seconds: caches and pools are not full yet, and pruning has only begun."""
 
 
-class Samples:
+class Samples(defaultdict[tuple[str, str], list[float]]):
     """Series of samples, by whose and by what."""
-
-    def __init__(self) -> None:
-        self.series: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def process(self, name: str, pid: int) -> None:
         try:
@@ -100,33 +93,22 @@ class Samples:
         except OSError:
             return
         words = dict(line.split(":", 1) for line in status.splitlines())
-        if "VmRSS" not in words:
-            return  # a zombie
-        self.series[name, RSS].append(int(words["VmRSS"].split()[0]))
-        self.series[name, THREADS].append(int(words["Threads"]))
-        self.series[name, DESCRIPTORS].append(descriptors)
+        if "VmRSS" in words:  # otherwise it is a zombie
+            self[name, RSS].append(int(words["VmRSS"].split()[0]))
+            self[name, THREADS].append(int(words["Threads"]))
+            self[name, DESCRIPTORS].append(descriptors)
 
     def outbox(self, name: str, path: Path) -> None:
         for what, where in ((FILE, path), (WAL, path.with_name(f"{path.name}-wal"))):
-            self.series[name, what].append(where.stat().st_size if where.exists() else 0)
-
-    def judged(self, limits: Mapping[str, Limit] = LIMITS) -> dict[tuple[str, str], Flatness]:
-        return {key: judge(samples, limits[key[1]]) for key, samples in self.series.items()}
+            self[name, what].append(where.stat().st_size if where.exists() else 0)
 
 
 CONVERSATIONS: Final = 20
 REPORT_INTERVAL_SECONDS: Final = 1.0  # seconds between two reports of the tasks that run, and between two reads
 
 
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """How many tasks run in a bot."""
-
-    count: int
-
-
 def talk(outbox: str, store: str, ended: Event, rate: float, seed: str, leaks: int, says: Connection) -> None:
-    """Append at a rate until asked to end, and send what is promised."""
+    """Append at a rate until asked to end; send what is promised, and now and then how many tasks run."""
     logging.disable()
     asyncio.run(_talk(Path(outbox), store, says, ended, rate=rate, seed=seed, leaks=leaks))
 
@@ -139,10 +121,10 @@ async def _talk(
     async with History(outbox, store=store, relay=False) as history:
         talk = Talk(prefix=outbox.stem, conversations=CONVERSATIONS)
         bot = Bot(history, SentPromises(says), seed=seed, talk=talk)
-        begun, number = loop.time(), 0
-        next_look = begun
-        while not ended.is_set():
-            number += 1
+        begun = next_look = loop.time()
+        for number in itertools.count(1):
+            if ended.is_set():
+                break
             receipt = await bot.append(number, most=1)
             bot.keep(receipt)
             if leaks:
@@ -151,7 +133,7 @@ async def _talk(
                     leaked.append(outbox.with_suffix(".leak").open("a"))
             if loop.time() >= next_look:
                 next_look = loop.time() + REPORT_INTERVAL_SECONDS
-                says.send(Tasks(len(asyncio.all_tasks())))
+                says.send(len(asyncio.all_tasks()))
                 await history.messages(receipt.conversation_id, last=20)
             # What was slow is not made up for: the rate is a bound.
             begun = max(begun, loop.time() - 1 - number / rate)
