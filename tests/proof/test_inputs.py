@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -47,27 +46,11 @@ def test_what_is_a_proper_refusal(error: Exception, proper: bool) -> None:
     assert (fault_of(error) is None) is proper
 
 
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        ("x", True),
-        ("c", True),
-        ("y", False),
-        (1, True),
-        (True, True),
-        (1.0, False),
-        (0.0, False),
-        (-0.0, True),
-        ({"m": True}, True),
-        ({"m": 1}, False),
-        ([{"b": -0.0, "c": "x"}, 1], True),
-        (10**5_000, False),
-        (None, True),
-    ],
-    ids=lambda value: ascii(value)[:20] if not isinstance(value, int) or value < 10**9 else "huge",
-)
-def test_what_counts_as_kept(value: Any, found: bool) -> None:
-    assert found_in(value, [EVENT]) is found
+def test_what_counts_as_kept() -> None:
+    kept = ("x", "c", 1, True, -0.0, {"m": True}, [{"b": -0.0, "c": "x"}, 1], None)
+    other = ("y", 1.0, 0.0, {"m": 1}, 10**5_000)
+
+    assert [found_in(value, [EVENT]) for value in (*kept, *other)] == [True] * len(kept) + [False] * len(other)
 
 
 def test_a_part_is_found_as_its_object() -> None:

@@ -9,9 +9,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.proof.harness import Setting, Tally
 from tests.support.fix_disk import NotHere
@@ -30,8 +30,7 @@ UNBOUNDED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bomb:
+class Bomb(NamedTuple):
     """What is read from standard input, and what must come of it."""
 
     name: str
@@ -42,29 +41,23 @@ class Bomb:
     room: int = ROOMY
 
 
-@dataclass(frozen=True, slots=True)
-class Burst:
+class Burst(NamedTuple):
     """The result of one."""
 
     megabytes: int
     code: int
     told: str
-    seconds: float
 
 
 HEAD: Final = b'{"conversation_id":"c","role":"user","content":"x","metadata":{"a":'
 
 
 def bombs(megabytes: int) -> Iterator[Bomb]:
-    mega = b"x" * 1_048_576
-    line = 7_900_000
-    yield Bomb("one line", lambda: (mega for _ in range(LINE_MEGABYTES)), (1,), "is longer than", room=LINE)
-    zeros = bytes(1_048_576)
+    line, one_line, zeros = 7_900_000, repeat(b"x" * 1_048_576, LINE_MEGABYTES), repeat(bytes(1_048_576))
+    yield Bomb("one line", lambda: one_line, (1,), "is longer than", room=LINE)
     # CPython ends by the signal itself where it fell into an exec(), as a module with dataclasses makes many.
     ended = (130, -signal.SIGINT)
-    yield Bomb(
-        "zeros without an end", lambda: (zeros for _ in range(1_000_000)), ended, "interrupted", ends=False, room=LINE
-    )
+    yield Bomb("zeros without an end", lambda: zeros, ended, "interrupted", ends=False, room=LINE)
     yield Bomb("brackets", lambda: iter([HEAD, b"[" * line, b"\n"]), (1,), "nested too deep")
     yield Bomb("objects", lambda: iter([b'{"a":' * (line // 5), b"\n"]), (1,), "nested too deep")
     yield Bomb("empty lists", lambda: iter([HEAD, b"[", b"[]," * (line // 3), b"[]]}}\n"]), (1,), "", room=PARSED)
@@ -82,33 +75,24 @@ def _squeezed(megabytes: int) -> Iterator[bytes]:
 
 def burst(bomb: Bomb, folder: Path, *, code: str | None = None, patience: float = 60.0) -> Burst:
     how = ["-m", "letopis.outbox.cli"] if code is None else ["-c", code]
-    started = time.monotonic()
+    words = [sys.executable, *how, "history", "import", "jsonl", "-", "--dry-run"]
     told = folder / "told"
     with told.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, *how, "history", "import", "jsonl", "-", "--dry-run"],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=out,
-        )
+        process = subprocess.Popen(words, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=out)
     feeding = threading.Thread(target=_feed, args=(process, bomb), daemon=True)
     feeding.start()
-    timers = [threading.Timer(patience, process.kill)]
-    if not bomb.ends:
-        timers.append(threading.Timer(2.5, process.send_signal, (signal.SIGINT,)))
-    for timer in timers:
-        timer.start()
-    most = 0
+    begun, most, interrupted = time.monotonic(), 0, bomb.ends
     while process.poll() is None:
         most = max(most, _peak(process.pid))
         time.sleep(0.02)
-    for timer in timers:
-        timer.cancel()
+        if time.monotonic() > begun + patience:
+            process.kill()
+        elif not interrupted and time.monotonic() > begun + 2.5:
+            interrupted = True
+            process.send_signal(signal.SIGINT)
     feeding.join(10)
     with told.open("rb") as said:
-        words = said.read(4_000).decode("utf-8", "replace")
-    return Burst(most // 1024, process.returncode, words, time.monotonic() - started)
+        return Burst(most // 1024, process.returncode, said.read(4_000).decode("utf-8", "replace"))
 
 
 def _peak(pid: int) -> int:
@@ -145,12 +129,13 @@ def faults(bomb: Bomb, burst: Burst, base: int) -> list[str]:
 
 def imported(setting: Setting) -> Tally:
     empty = _of_an_empty_file(setting)
-    some = [one for one in bombs(setting.many(256, 64)) if not setting.options.short or one.name == "one line"]
-    bursts = [(one, burst(one, setting.folder)) for one in some]
-    used = ", ".join(f"{one.name} {burst.megabytes} MB" for one, burst in bursts)
-    tally = Tally(len(bursts), notes=f"{empty} MB for an empty file; {used}")
-    for one, came in bursts:
-        tally.blame(faults(one, came, empty))
+    tally = Tally(notes=f"{empty} MB for an empty file")
+    for one in bombs(setting.many(256, 64)):
+        if not setting.options.short or one.name == "one line":
+            came = burst(one, setting.folder)
+            tally.count += 1
+            tally.notes += f", {one.name} {came.megabytes} MB"
+            tally.blame(faults(one, came, empty))
     return tally
 
 

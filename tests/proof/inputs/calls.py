@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import cycle
+from operator import attrgetter
 from typing import Any, Final
 
 import letopis.outbox
@@ -19,63 +21,34 @@ ASKED: Final = "m-asked"
 ANSWERED: Final = "m-answered"
 
 
-@dataclass(slots=True)
+@dataclass
 class World:
     """What the calls are made on: conversations that are there already, each for one call that changes it."""
 
     prefix: str
     ready: int
-    used: int = 0
     origin_id: Any = None
-    lasting: str = field(init=False)
-    quiet: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.names = [f"{self.prefix}-{number}" for number in range(self.ready)]
         # What is written to grows, and would make every read of it slow.
-        self.lasting, self.quiet = f"{self.prefix}-0", f"{self.prefix}-1"
-
-    def names(self) -> list[str]:
-        return [f"{self.prefix}-{number}" for number in range(self.ready)]
+        self.lasting, self.quiet, *others = self.names
+        self._others = cycle(others)
 
     def fresh(self) -> str:
         """Return one that no call has changed, as far as there are any left."""
-        self.used = self.used % (self.ready - 2) + 1
-        return f"{self.prefix}-{self.used + 1}"
+        return next(self._others)
 
 
 Arguments = Callable[[World], dict[str, Any]]
+FRESH: Final = World.fresh
+QUIET: Final = attrgetter("quiet")
+LASTING: Final = attrgetter("lasting")
 
 
-def _read(world: World) -> dict[str, Any]:
-    return {"conversation_id": world.quiet}
-
-
-def _said(world: World) -> dict[str, Any]:
-    return {"conversation_id": world.lasting}
-
-
-def _own(world: World) -> dict[str, Any]:
-    return {"conversation_id": world.fresh()}
-
-
-def _message(world: World) -> dict[str, Any]:
-    return {"conversation_id": world.lasting, "message_id": ANSWERED}
-
-
-def _quiet(world: World) -> dict[str, Any]:
-    return {"conversation": world.quiet}
-
-
-def _owner(world: World) -> dict[str, Any]:
-    return {"owner": OWNER}
-
-
-def _none(world: World) -> dict[str, Any]:
-    return {}
-
-
-def _with(base: Arguments, **more: Any) -> Arguments:
-    return lambda world: {**base(world), **more}
+def _given(**made: Any) -> Arguments:
+    """Return what makes arguments; a function among them is asked for the argument."""
+    return lambda world: {name: value(world) if callable(value) else value for name, value in made.items()}
 
 
 def _methods(groups: Mapping[Arguments, str]) -> Mapping[str, Arguments]:
@@ -83,80 +56,78 @@ def _methods(groups: Mapping[Arguments, str]) -> Mapping[str, Arguments]:
     return dict(sorted((name, made) for made, names in groups.items() for name in names.split()))
 
 
-def _append(world: World) -> dict[str, Any]:
-    return {"conversation_id": world.lasting, "what": Message.user("words")}
-
-
-def _replace(world: World) -> dict[str, Any]:
-    return {"conversation_id": world.fresh(), "messages": [Message.user("words", id=ASKED)]}
-
-
+_NONE: Final = _given()
+_OWNER: Final = _given(owner=OWNER)
+_READ: Final = _given(conversation_id=QUIET)
+_MESSAGE: Final = {"conversation_id": LASTING, "message_id": ANSWERED}
 HISTORY: Final = _methods(
     {
-        _none: "conversations statistics status transaction unconfirmed",
-        _owner: "active start",
-        _read: "context messages",
-        _said: "reply",
-        _append: "append append_in",
-        _with(_none, timeout=5.0): "drained",
-        _with(_none, message_id="nowhere"): "message",
-        _with(_none, query="words"): "search",
+        _NONE: "conversations statistics status transaction unconfirmed",
+        _OWNER: "active start",
+        _READ: "context messages",
+        _given(conversation_id=LASTING): "reply",
+        _given(conversation_id=LASTING, what=lambda _: Message.user("words")): "append append_in",
+        _given(timeout=5.0): "drained",
+        _given(message_id="nowhere"): "message",
+        _given(query="words"): "search",
     }
 )
 CHAT: Final = _methods(
     {
-        _own: "activate archive delete pop regenerate reset restore undo",
-        _read: "conversation count events fork transcript",
-        _message: "failed send sent",
-        _replace: "replace",
-        _with(_own, message_id=ANSWERED): "redact",
-        _with(_own, to=ASKED): "rewind",
-        _with(_read, message_id=ASKED): "message",
-        _with(_said, tags="vip"): "tag",
-        _with(_said, metadata={"a": 1}): "annotate",
-        _with(_said, title="title"): "rename",
-        _with(_message, content="anew"): "edit",
-        _with(_message, key="like"): "react unreact",
+        _given(conversation_id=FRESH): "activate archive delete pop regenerate reset restore undo",
+        _READ: "conversation count events fork transcript",
+        _given(**_MESSAGE): "failed send sent",
+        _given(conversation_id=FRESH, messages=[Message.user("words", id=ASKED)]): "replace",
+        _given(conversation_id=FRESH, message_id=ANSWERED): "redact",
+        _given(conversation_id=FRESH, to=ASKED): "rewind",
+        _given(conversation_id=QUIET, message_id=ASKED): "message",
+        _given(conversation_id=LASTING, tags="vip"): "tag",
+        _given(conversation_id=LASTING, metadata={"a": 1}): "annotate",
+        _given(conversation_id=LASTING, title="title"): "rename",
+        _given(**_MESSAGE, content="anew"): "edit",
+        _given(**_MESSAGE, key="like"): "react unreact",
     }
 )
-ALL_RECORDS: Final = _methods({_quiet: "__call__", _none: "scopes", _with(_none, tags={"run": "7"}): "find"})
+ALL_RECORDS: Final = _methods(
+    {_given(conversation=QUIET): "__call__", _NONE: "scopes", _given(tags={"run": "7"}): "find"}
+)
 STORE: Final = _methods(
     {
-        _none: "catch_up_search conversations head identity log partitions ping prepare statistics subscribe",
-        _owner: "active",
-        _read: "conversation events messages",
-        _quiet: "rebuild",
-        lambda world: {"origin_id": world.origin_id, "conversation_ids": [world.quiet]}: "lane_heads",
-        _with(_none, query="words"): "search",
+        _NONE: "catch_up_search conversations head identity log partitions ping prepare statistics subscribe",
+        _OWNER: "active",
+        _READ: "conversation events messages",
+        _given(conversation=QUIET): "rebuild",
+        _given(origin_id=attrgetter("origin_id"), conversation_ids=lambda world: [world.quiet]): "lane_heads",
+        _given(query="words"): "search",
     }
 )
 ERASURES: Final = _methods(
     {
-        _none: "holds unacknowledged",
-        _owner: "check_not_held",
-        _with(_none, number=0): "after",
-        _with(_none, kind="owner", subject="held", reason="asked"): "hold",
-        _with(_none, kind="owner", subject="nobody", how="reset"): "register",
-        _with(_none, kind="owner", subject="held"): "release",
+        _NONE: "holds unacknowledged",
+        _OWNER: "check_not_held",
+        _given(number=0): "after",
+        _given(kind="owner", subject="held", reason="asked"): "hold",
+        _given(kind="owner", subject="nobody", how="reset"): "register",
+        _given(kind="owner", subject="held"): "release",
     }
 )
 OUTBOX_ACCESS: Final = _methods(
     {
-        _none: "search_start",
-        _with(_none, message_id=ASKED, limit=5): "conversations_of",
-        _with(_read, message_ids=[ASKED]): "path_of",
+        _NONE: "search_start",
+        _given(message_id=ASKED, limit=5): "conversations_of",
+        _given(conversation_id=QUIET, message_ids=[ASKED]): "path_of",
     }
 )
-REPLY: Final = _methods({_none: "failed finish send sent", _with(_none, what="more"): "add"})
-RECEIPT: Final = _methods({_none: "state", _with(_none, timeout=5.0): "saved superseded"})
+REPLY: Final = _methods({_NONE: "failed finish send sent", _given(what="more"): "add"})
+RECEIPT: Final = _methods({_NONE: "state", _given(timeout=5.0): "saved superseded"})
 RECORDS: Final = _methods(
     {
-        _none: "erase",
-        _with(_none, prefix=("a",)): "delete_where list namespaces",
-        _with(_none, namespace=("a",), key="b"): "delete get",
-        _with(_none, namespace=("a",), key="b", value={"c": 1}): "put",
-        _with(_none, keys=[(("a",), "b")]): "delete_many get_many",
-        _with(_none, puts=[RecordPut(("a",), "b", {"c": 1})]): "put_many",
+        _NONE: "erase",
+        _given(prefix=("a",)): "delete_where list namespaces",
+        _given(namespace=("a",), key="b"): "delete get",
+        _given(namespace=("a",), key="b", value={"c": 1}): "put",
+        _given(keys=[(("a",), "b")]): "delete_many get_many",
+        _given(puts=[RecordPut(("a",), "b", {"c": 1})]): "put_many",
     }
 )
 TRANSACTION: Final[Mapping[str, Arguments]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import Final
+from unittest.mock import patch
 
 import click
 
@@ -81,30 +82,28 @@ class Said:
     err: str
 
 
-def here(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Said:
+def here(arguments: Sequence[str], environment: dict[str, str] | None = None) -> Said:
     """Run the command in this process."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hung
 
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", write_through=True) for _ in range(2))
-    kept = {name: value for name, value in os.environ.items() if name in VARIABLES}
+    variables = {name: value for name, value in os.environ.items() if name not in VARIABLES} | (environment or {})
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, TIMEOUT_SECONDS)
     try:
-        for name in kept:
-            del os.environ[name]
-        os.environ.update(environment or {})
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            patch.dict(os.environ, variables, clear=True),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             code = int(run(cli, list(arguments)))
     except Hung:
         code = HUNG
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        for name in environment or {}:
-            os.environ.pop(name, None)
-        os.environ.update(kept)
     told = [one.buffer.getvalue().decode("utf-8", "replace") for one in (out, err)]  # type: ignore[attr-defined]
     return Said(code, *told)
 
@@ -113,23 +112,20 @@ def judge(label: str, said: Said, outcomes: Tally) -> None:
     """Note what a command may not do."""
     outcomes.count += 1
     outcomes.figures[f"{said.code:4}"] += 1
-    if said.code in UNFINISHED:
-        outcomes.problems.append(f"{label}: {UNFINISHED[said.code]}")
-    elif said.code not in CODES:
-        outcomes.problems.append(f"{label}: exit code {said.code}")
+    unfinished = UNFINISHED.get(said.code, f"exit code {said.code}")
+    outcomes.require(said.code in CODES, f"{label}: {unfinished}")
     for words in ("Traceback", "unexpected ", "Exception ignored"):
         asked = words == "Traceback" and " debug=" in label
         if words in said.err and "unexpected extra argument" not in said.err and not asked:
             outcomes.problems.append(f"{label}: {words!r} on stderr: {said.err.strip()[-200:]!a}")
             break
-    if said.code not in (Exit.OK, 130) and not (said.err + said.out).strip():
-        outcomes.problems.append(f"{label}: exit code {said.code} and not a word")
-    if any(sign in said.err for sign in "\x1b\x9b\u202e\u2028\x07\x00"):
-        outcomes.problems.append(f"{label}: stderr could move a cursor: {said.err[-200:]!a}")
-    half = list(Path().glob("*.part"))
-    if half:
-        outcomes.problems.append(f"{label}: {half[0]} is left behind")
-        half[0].unlink()
+    speaks = said.code in (Exit.OK, 130) or bool((said.err + said.out).strip())
+    outcomes.require(speaks, f"{label}: exit code {said.code} and not a word")
+    moves = any(sign in said.err for sign in "\x1b\x9b\u202e\u2028\x07\x00")
+    outcomes.require(not moves, f"{label}: stderr could move a cursor: {said.err[-200:]!a}")
+    for half in Path().glob("*.part"):
+        outcomes.problems.append(f"{label}: {half} is left behind")
+        half.unlink()
 
 
 def verbs(group: click.Command = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -138,23 +134,15 @@ def verbs(group: click.Command = cli, words: tuple[str, ...] = ()) -> Iterator[t
         return
     context = click.Context(group)
     for name in group.list_commands(context):
-        found = group.get_command(context, name)
-        if found is not None:
-            yield from verbs(found, (*words, name))
+        if (command := group.get_command(context, name)) is not None:
+            yield from verbs(command, (*words, name))
 
 
 def strings() -> list[str]:
     """Return the hostile strings that an operating system passes on."""
     found = [str(one.value) for one in kinds()[0] if isinstance(one.value, str)]
-    return [one for one in found if "\0" not in one and len(one) < 5_000 and _passes(one)] + ["\udcff", "a\udc80"]
-
-
-def _passes(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return True
+    passed = [one for one in found if one.encode("utf-8", "ignore").decode() == one]
+    return [one for one in passed if "\0" not in one and len(one) < 5_000] + ["\udcff", "a\udc80"]
 
 
 Attempts = Iterator[tuple[str, Said]]

@@ -65,13 +65,9 @@ PARTS: Final[Mapping[type, dict[str, Any]]] = {
     UnknownPart: {"value": {"type": "poll"}},
 }
 SETTINGS: Final[Mapping[type, dict[str, Any]]] = {
-    Limits: {},
-    Timeouts: {},
-    Bounds: {},
     Retention: {"keep_for": timedelta(days=1)},
-    RetryPolicy: {},
-    Rules: {},
-    Filter: {},
+    ForkPoint: {"conversation_id": "c", "version": 1},
+    **{settings: {} for settings in (Limits, Timeouts, Bounds, RetryPolicy, Rules, Filter)},
 }
 RESULTS: Final = {
     *("Conversation", "Delivery", "FaultClass", "Figures", "Hit", "Page", "Progress", "Reaction", "RecordedEvent"),
@@ -109,7 +105,7 @@ APART: Final = {
 
 def untried() -> list[str]:
     """Return the public classes without a hostile run and without a reason."""
-    known = {*RESULTS, *chain(*APART.values()), "History", "ConversationStore", "Event", "Message", "ForkPoint"}
+    known = {*RESULTS, *chain(*APART.values()), "History", "ConversationStore", "Event", "Message"}
     known |= {cls.__name__ for cls in (*PARTS, *SETTINGS, *VOCABULARY.values(), CustomEvent, UnknownEvent)}
     return [
         name
@@ -120,22 +116,21 @@ def untried() -> list[str]:
     ]
 
 
-def _made() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], Callable[[Any], Any]]]:
-    """Yield name, constructor, arguments in order, and what makes something to be appended of it."""
-    yield "Message", Message, {"role": "user", "content": "words"}, lambda made: made
-    yield "Event", Event, {"type": "custom.tried"}, lambda made: made
-    yield "ForkPoint", ForkPoint, {"conversation_id": "c", "version": 1}, lambda made: None
+def _made() -> Iterator[tuple[Callable[..., Any], dict[str, Any], Callable[[Any], Any]]]:
+    """Yield constructor, arguments in order, and what makes something to be appended of it."""
+    yield Message, {"role": "user", "content": "words"}, lambda made: made
+    yield Event, {"type": "custom.tried"}, lambda made: made
     for body in (*VOCABULARY.values(), CustomEvent, UnknownEvent):
-        yield body.__name__, body, BODIES.get(body.__name__, {}), lambda made: made
+        yield body, BODIES.get(body.__name__, {}), lambda made: made
     for part, given in PARTS.items():
-        yield part.__name__, part, given, lambda made: Message.user([made])
+        yield part, given, lambda made: Message.user([made])
     for cls, given in SETTINGS.items():
-        yield cls.__name__, cls, given, lambda made: None
+        yield cls, given, lambda made: None
 
 
 def constructors(_: Setting) -> Tally:
     tally = Tally()
-    for name, make, given, to_append in _made():
+    for make, given, to_append in _made():
         for parameter in inspect.signature(make).parameters:
             for hostile in values():
                 tally.count += 1
@@ -145,7 +140,7 @@ def constructors(_: Setting) -> Tally:
                         encode(Event.of(what, conversation_id="c"), conversation_id="c")
                         tally.figures["encoded"] += 1
                 except Exception as error:  # whatever comes is what is looked for
-                    refusal(tally, f"{name}({parameter}={hostile.name})", error)
+                    refusal(tally, f"{make.__name__}({parameter}={hostile.name})", error)
     return told(tally)
 
 
@@ -159,28 +154,22 @@ async def opened(setting: Setting) -> Tally:
     ):
         for parameter in inspect.signature(made).parameters:
             for hostile in _fit(parameter, sample(setting.many(8, 2), random), place):
-                label = f"{made.__name__}({parameter}={hostile.name})"
-                await _open(tally, label, opening, {**given, parameter: hostile.value})
+                tally.count += 1
+                try:
+                    async with opening(**{**given, parameter: hostile.value}):
+                        tally.figures[ACCEPTED] += 1
+                except Exception as error:  # whatever comes is what is looked for
+                    if isinstance(error, StoreFault) and error.fault_class is FaultClass.MISCONFIGURED:
+                        tally.refused += 1  # a folder that is not there: it was well formed, and it says what to do
+                    else:
+                        refusal(tally, f"{made.__name__}({parameter}={hostile.name})", error)
     return told(tally)
-
-
-async def _open(tally: Tally, label: str, opening: Callable[..., Any], given: dict[str, Any]) -> None:
-    tally.count += 1
-    try:
-        async with opening(**given):
-            tally.figures[ACCEPTED] += 1
-    except Exception as error:  # whatever comes is what is looked for
-        if isinstance(error, StoreFault) and error.fault_class is FaultClass.MISCONFIGURED:
-            tally.refused += 1  # a path whose folder is not there: it was well formed, and it says what to do
-        else:
-            refusal(tally, label, error)
 
 
 def _fit(parameter: str, some: list[Hostile], place: Path) -> Iterator[Hostile]:
     """Yield the values for a parameter; a name stays in a folder of its own, whatever it says."""
     for one in some:
         if parameter in ("path", "url", "store") and isinstance(one.value, str) and "://" not in one.value:
-            inside = one.value.replace("..", "--")
-            yield Hostile(one.name, f"{place}/{inside}")
+            yield Hostile(one.name, f"{place}/{one.value.replace('..', '--')}")
         else:
             yield one

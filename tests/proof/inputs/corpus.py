@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -43,8 +43,7 @@ class Attempt:
     conversation_id: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(NamedTuple):
     """What a store holds of one conversation."""
 
     events: Sequence[RecordedEvent]
@@ -136,10 +135,6 @@ def _platform_id(value: Any) -> Attempt:
     return Attempt((message, sent), lambda it: it.messages[0].delivery_data, lambda: {"platform_ids": ids})
 
 
-def _keyed(build: Build) -> Build:
-    return lambda value: build({value: "value"})
-
-
 ATTEMPTS: Final[Mapping[Place, Build]] = {
     "conversation_id": lambda value: Attempt(
         (), lambda it: (it.message.content, it.conversation.conversation_id), tuple, conversation_id=value
@@ -155,13 +150,13 @@ ATTEMPTS: Final[Mapping[Place, Build]] = {
     "usage": _in_message("usage"),
     "external_ids": _in_message("external_ids"),
     "metadata": _in_message("metadata"),
-    "metadata_key": _keyed(_in_message("metadata")),
+    "metadata_key": lambda value: _in_message("metadata")({value: "value"}),
     "event_metadata": _as_option("metadata", lambda it: plain(it.event.metadata)),
     "event_id": _in_event("event_id"),
     "type": _in_event("type"),
     "schema_version": _in_event("schema_version"),
     "data": _in_event("data"),
-    "data_key": _keyed(_in_event("data")),
+    "data_key": lambda value: _in_event("data")({value: "value"}),
     "occurred_at": _as_option("occurred_at", lambda it: it.event.occurred_at),
     "title": lambda value: Attempt(
         (ConversationRenamed(title=value),), lambda it: it.conversation.title, lambda: value
@@ -177,9 +172,8 @@ async def appended(setting: Setting) -> Tally:
 
 async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> Tally:
     """Try this many cases by chance, or all of them, through an outbox into a store."""
-    tally = Tally()
-    whole = list(enumerate(cases()))
-    some: list[tuple[int, Case]] = whole if many is None else random.sample(whole, many)
+    tally, whole = Tally(), list(enumerate(cases()))
+    some = whole if many is None else random.sample(whole, many)
     async with (
         ConversationStore.open(url, migrate=True) as store,
         History(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
@@ -188,85 +182,72 @@ async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> 
             tally.count += 1
             if not case.kept:
                 tally.refused += 1
-                tally.problems += await refuse(history, case, number)
+                tally.blame(await refuse(history, case, number), where=case.label)
         tally.require(not await history.outbox.read(count), "a refused value has left something behind")
-        kept: list[tuple[Case, Attempt] | str] = await asyncio.gather(
-            *(keep(history, case, number) for number, case in some if case.kept)
+        kept = [(number, case) for number, case in some if case.kept]
+        outcomes = await asyncio.gather(
+            *(append(history, case, number) for number, case in kept), return_exceptions=True
         )
         tally.require(await history.drained(timeout=60), "not everything is delivered")
         tally.blame(await history.outbox.read(blocked), where="blocked at delivery")
-        for outcome in kept:
+        for (_, case), outcome in zip(kept, outcomes, strict=True):
             tally.figures[ACCEPTED] += 1
-            if isinstance(outcome, str):
-                tally.problems.append(outcome)
+            if isinstance(outcome, BaseException):
+                wrong = [f"{type(outcome).__name__}, though it may be kept: {outcome!a:.200}"]
             else:
                 tally.figures[COMPARED] += 1
-                await compare(store, *outcome, tally.problems)
+                wrong = await differences(store, outcome)
+            tally.blame(wrong, where=case.label)
         tally.problems += await unlisted(store)
     return tally
+
+
+async def append(history: History, case: Case, number: int) -> Attempt:
+    made = attempt(case, number)
+    await history.append(made.conversation_id, *made.what, **made.options)
+    return made
 
 
 async def refuse(history: History, case: Case, number: int) -> list[str]:
     before = await history.outbox.read(count)
     try:
-        made = attempt(case, number)
-        await history.append(made.conversation_id, *made.what, **made.options)
+        await append(history, case, number)
     except InvalidInput as error:
-        wrong = [] if error.field.startswith(case.field) else [f"{case.place} {case.name}: names {error.field!a}"]
-        if "abc" in error.reason:
-            wrong.append(f"{case.place} {case.name}: tells the value: {error.reason!a}")
+        wrong = [] if error.field.startswith(case.field) else [f"names {error.field!a}"]
+        wrong += [f"tells the value: {error.reason!a}"] if "abc" in error.reason else []
     except Exception as error:  # whatever else comes is what this test looks for
-        wrong = [f"{case.place} {case.name}: {type(error).__name__} instead of InvalidInput: {error!a:.200}"]
+        wrong = [f"{type(error).__name__} instead of InvalidInput: {error!a:.200}"]
     else:
-        wrong = [f"{case.place} {case.name}: was accepted"]
-    if await history.outbox.read(count) != before:
-        wrong.append(f"{case.place} {case.name}: has left something in the outbox")
-    return wrong
+        wrong = ["was accepted"]
+    left = await history.outbox.read(count) != before
+    return [*wrong, "has left something in the outbox"] if left else wrong
 
 
-async def keep(history: History, case: Case, number: int) -> tuple[Case, Attempt] | str:
-    """Append what must be accepted."""
-    try:
-        made = attempt(case, number)
-        await history.append(made.conversation_id, *made.what, **made.options)
-    except Exception as error:  # whatever comes is what this test looks for
-        return f"{case.place} {case.name}: {type(error).__name__}, though it may be kept: {error!a:.200}"
-    return case, made
-
-
-async def compare(store: ConversationStore, case: Case, made: Attempt, complaints: list[str]) -> None:
+async def differences(store: ConversationStore, made: Attempt) -> list[str]:
     """Read a conversation back from the store alone."""
-    conversation = await store.conversation(made.conversation_id)
+    name = made.conversation_id
+    conversation = await store.conversation(name)
     if conversation is None:
-        complaints.append(f"{case.place} {case.name}: nothing is stored")
-        return
-    found = Found(
-        events=(await store.events(made.conversation_id)).items,
-        messages=(await store.messages(made.conversation_id)).items,
-        conversation=conversation,
-    )
+        return ["nothing is stored"]
+    found = Found((await store.events(name)).items, (await store.messages(name)).items, conversation)
     try:
         value = made.found(found)
     except (ValueError, IndexError) as error:
-        complaints.append(f"{case.place} {case.name}: {len(found.messages)} messages: {error}")
-        return
-    if not same(value, expected := made.expected()):
-        complaints.append(f"{case.place} {case.name}: came back as {value!a:.120}, not {expected!a:.120}")
+        return [f"{len(found.messages)} messages: {error}"]
+    expected = made.expected()
+    return [] if same(value, expected) else [f"came back as {value!a:.120}, not {expected!a:.120}"]
 
 
 async def unlisted(store: ConversationStore) -> list[str]:
     """Return what is not listed under exactly its owner."""
     pages = partial(store.conversations, limit=500)
-    owned = [one for one in await all_pages(pages) if one.owner_id is not None]
+    owned = {(one.owner_id, one.conversation_id) for one in await all_pages(pages) if one.owner_id is not None}
     listed = {
-        owner: {one.conversation_id for one in await all_pages(partial(pages, owner=owner)) if one.owner_id == owner}
-        for owner in {one.owner_id for one in owned}
+        (one.owner_id, one.conversation_id)
+        for owner in {owner for owner, _ in owned}
+        for one in await all_pages(partial(pages, owner=owner))
     }
-    return [
-        f"owner of {one.conversation_id}: {one.owner_id!a} is not listed under exactly that owner"
-        for one in owned
-        if one.conversation_id not in listed[one.owner_id]
-    ]
+    return [f"owner of {name}: {owner!a} is not listed under exactly that owner" for owner, name in owned - listed]
 
 
 def count(connection: sa.Connection) -> int:

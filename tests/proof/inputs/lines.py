@@ -57,8 +57,8 @@ def mutated(random: Random, number: int) -> bytes:
     line = valid(random, number)
     kind = random.randrange(4)
     if kind == 0:
-        strings = [one.value for one in random.choice(kinds()[:2]) if isinstance(one.value, str | int | float)]
-        line[random.choice((*line, "unknown"))] = random.choice(strings) if strings else None
+        plain = [one.value for one in random.choice(kinds()[:2]) if isinstance(one.value, str | int | float)]
+        line[random.choice((*line, "unknown"))] = random.choice(plain)
         try:
             return json.dumps(line, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass") + b"\n"
         except ValueError:  # an integer too long to be written out
@@ -97,23 +97,18 @@ def read(raw: bytes, fuzzed: Tally) -> None:
     with SeenKeys() as seen:
         for one in read_lines(io.BytesIO(raw), count=seen):
             fuzzed.count += 1
-            if isinstance(one, Refused) and (len(one.reason) < 8 or not one.reason.isprintable()):
-                fuzzed.problems.append(
-                    f"line {one.number}: the refusal does not say what was wrong: {one.reason!a:.80}"
-                )
+            says = not isinstance(one, Refused) or (len(one.reason) >= 8 and one.reason.isprintable())
+            fuzzed.require(says, f"a refusal does not say what was wrong: {one!a:.120}")
 
 
 async def imported(setting: Setting) -> Tally:
     """Import a file, deliver it, and compare: what the dry run says, what the outbox took, what the store holds."""
     fuzzed, raw = Tally(), file_of(Random(setting.seed), setting.many(800, 30))
     read(raw, fuzzed)
-    told: list[Refused] = []
-    with SeenKeys() as count:
-        dry = try_out(read_lines(io.BytesIO(raw), count=count), told.append)
+    dry = _tried_out(raw)
     async with opened(setting) as (history, store):
         for turn in ("first", "second"):
-            refused: list[Refused] = []
-            with SeenKeys() as count, Importer(history.outbox, store, tell=refused.append) as intake:
+            with SeenKeys() as count, Importer(history.outbox, store, tell=lambda refused: None) as intake:
                 counts = await intake.take(read_lines(io.BytesIO(raw), count=count))
             fuzzed.require(await history.drained(timeout=60), f"{turn} time: not everything is delivered")
             same = counts.refused == dry.refused
@@ -126,14 +121,16 @@ async def imported(setting: Setting) -> Tally:
         held = b"".join([line async for line in Exporter(store).of_all()])
         lines = held.count(b"\n")
         fuzzed.require(lines == fuzzed.stored, f"{fuzzed.stored} messages were taken, and {lines} are in the store")
-        again = Tally()
-        read(held, again)
-        with SeenKeys() as count:
-            back = try_out(read_lines(io.BytesIO(held), count=count), told.append)
-        if back.refused or back.imported != fuzzed.stored:
-            fuzzed.problems.append(f"of its own export {back.refused} lines are refused, {back.imported} are taken")
+        back = _tried_out(held)
+        whole = not back.refused and back.imported == fuzzed.stored
+        fuzzed.require(whole, f"of its own export {back.refused} lines are refused, {back.imported} are taken")
     fuzzed.notes = f"{fuzzed.stored:,} taken, {fuzzed.refused:,} refused"
     return fuzzed
+
+
+def _tried_out(raw: bytes) -> Any:
+    with SeenKeys() as count:
+        return try_out(read_lines(io.BytesIO(raw), count=count), lambda refused: None)
 
 
 def kept(setting: Setting) -> Tally:
@@ -141,8 +138,9 @@ def kept(setting: Setting) -> Tally:
     installed = [name for name, (package, _) in ADAPTERS.items() if _is_installed(package)]
     if not installed:
         raise NotHere("no framework is installed: the group adapters")
-    tally = Tally()
-    for name in installed[: 1 if setting.control else None]:
+    tried = installed[: 1 if setting.control else None]
+    tally = Tally(notes=f"through {len(tried)} adapters")
+    for name in tried:
         below = setting.folder / name
         below.mkdir()
         with fresh(setting.kind, below, "kept") as other:
@@ -150,7 +148,6 @@ def kept(setting: Setting) -> Tally:
             with patch.object(_native, "seal", refusing) if setting.control else nullcontext():
                 tally.blame(asyncio.run(differences(name, below, other.url)))
         tally.count += len(kinds_of(name))
-    tally.notes = f"through {len(installed[: 1 if setting.control else None])} adapters"
     return tally
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,7 +32,7 @@ from letopis.store.model.parts import Part, part_to_json
 from tests.proof.harness import Setting, Tally
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
 from tests.support.sayings import all_pages, catch_up_index, differences
-from tests.support.values.hostile import Hostile, sample, values
+from tests.support.values.hostile import sample, values
 from tests.support.values.places import plain
 
 ACCEPTED: Final = "accepted"
@@ -110,15 +110,8 @@ def found_in(value: Any, events: Iterable[RecordedEvent]) -> bool:
 
 
 def _places(event: RecordedEvent) -> Iterable[Any]:
-    return (
-        event.conversation_id,
-        event.event_id,
-        event.type,
-        event.schema_version,
-        event.occurred_at,
-        plain(event.data),
-        plain(event.metadata),
-    )
+    fields = (event.conversation_id, event.event_id, event.type, event.schema_version, event.occurred_at)
+    return (*fields, plain(event.data), plain(event.metadata))
 
 
 def _holds(value: Any, place: Any) -> bool:
@@ -144,7 +137,6 @@ def _deeper(value: Any, place: Any) -> bool:
 
 TIMEOUT_SECONDS: Final = 15.0  # seconds after which a call hangs
 BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)  # what the store refuses is blocked at once, to be seen
-EVERY: Final = ("conversation_id",)  # parameters of `append` that are given every value
 SAYS_MORE: Final = {
     *(("Reply", method) for method in TABLES["Reply"]),
     *(("Receipt", method) for method in TABLES["Receipt"]),
@@ -155,24 +147,10 @@ CONDITIONS: Final = {"expected", "after", "fail_if_types", "every", "activate", 
 """Parameters that decide whether a message is appended, and are not part of it."""
 
 
-def plans(cls: str, *, many: int, random: Random) -> Iterator[tuple[str, str, list[Hostile]]]:
-    """Yield method, parameter and values: all of them for the calls that every message goes through, otherwise some."""
-    for method in TABLES[cls]:
-        for parameter in parameters(cls, method):
-            whole = cls == "History" and method == "append" and parameter in EVERY and many >= 8
-            yield method, parameter, values() if whole else sample(many, random)
-
-
-async def made_ready(history: History, prefix: str, ready: int) -> World:
+async def made_ready(history: Any, world: World) -> None:
     """Say something in some conversations."""
-    world = World(prefix, ready, origin_id=history.outbox.origin.origin_id)
-    await asyncio.gather(
-        *(
-            history.append(name, Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED), owner=OWNER)
-            for name in world.names()
-        )
-    )
-    return world
+    said = Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED)
+    await asyncio.gather(*(history.append(name, *said, owner=OWNER) for name in world.names))
 
 
 def last_position(connection: sa.Connection) -> int:
@@ -195,22 +173,6 @@ def invoking(history: Any, world: World) -> Invoke:
     }
 
 
-async def hostile_calls(
-    history: History, store: ConversationStore, tally: Tally, *, many: int, random: Random
-) -> list[Kept]:
-    """Try all asynchronous classes."""
-    world = await made_ready(history, "async", 20 + 40 * many)
-    await history.drained(timeout=TIMEOUT_SECONDS)
-    invoke: Invoke = {
-        **invoking(history, world),
-        "ConversationStore": lambda method, given: _store(store, method, given),
-        "ErasureRegister": lambda method, given: getattr(store.erasures, method)(**given),
-        "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
-        "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
-    }
-    return await call_all(invoke, world, lambda: history.outbox.read(last_position), tally, many=many, random=random)
-
-
 class InThread:
     """A blocking object whose methods run in threads, each awaited; its contexts are entered and left there too."""
 
@@ -221,12 +183,14 @@ class InThread:
         value = getattr(self._subject, name)
         if name == "chat":
             return lambda *given: InThread(value(*given))
-        return (lambda *given, **named: _Pending(value, given, named)) if inspect.isroutine(value) else InThread(value)
+        if not inspect.isroutine(value):
+            return InThread(value)
+        return lambda *given, **named: _Pending(partial(value, *given, **named))
 
 
 class _Pending:
-    def __init__(self, function: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self._call = partial(function, *given, **named)
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.to_thread(self._call).__await__()
@@ -241,22 +205,17 @@ class _Pending:
 
 async def from_threads(setting: Setting) -> Tally:
     """Make the same calls on the blocking history, from threads without an event loop."""
-    many, random = 3, Random(setting.seed)
-    tally, world = Tally(), World("thread", 20 + 25 * many)
-    path = setting.folder / "blocking.outbox.db"
-    opening = partial(BlockingHistory, path, store=setting.url, policy=BLOCK_AT_ONCE)
+    tally, world, path = Tally(), World("thread", 95), setting.folder / "blocking.outbox.db"
     async with ConversationStore.open(setting.url, migrate=True) as store:
-        async with _Pending(opening, (), {}) as history:
-            for name in world.names():
-                said = Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED)
-                await history.append(name, *said, owner=OWNER)
+        async with _Pending(partial(BlockingHistory, path, store=setting.url, policy=BLOCK_AT_ONCE)) as history:
+            await made_ready(history, world)
 
             async def last() -> int:
                 status = await history.status()
                 return int(status.pending + status.delivered)
 
             invoke = {f"Blocking{cls}": call for cls, call in invoking(history, world).items()}
-            kept = await call_all(invoke, world, last, tally, many=many, random=random)
+            kept = await call_all(invoke, world, last, tally, many=3, random=Random(setting.seed))
             delivered = await history.drained(timeout=120)
             lanes = (await history.status()).lanes
             whole = delivered and not lanes["blocked"] + lanes["retrying"]
@@ -266,23 +225,18 @@ async def from_threads(setting: Setting) -> Tally:
 
 
 async def call_all(
-    invoke: Invoke,
-    world: World,
-    last: Callable[[], Awaitable[int]],
-    tally: Tally,
-    *,
-    many: int,
-    random: Random,
+    invoke: Invoke, world: World, last: Callable[[], Awaitable[int]], tally: Tally, *, many: int, random: Random
 ) -> list[Kept]:
     """Make each call of some classes with one hostile argument; ``last`` tells if that has left anything."""
     kept: list[Kept] = []
     for cls, call in invoke.items():
-        for method, parameter, some in plans(cls, many=many, random=random):
+        for method, parameter in [(name, one) for name in TABLES[cls] for one in parameters(cls, name)]:
             before = await last()
-            for hostile in some:
+            # All of them for the call that every message goes through.
+            whole = (cls, method, parameter) == ("History", "append", "conversation_id") and many >= 8
+            for hostile in values() if whole else sample(many, random):
                 label = f"{cls}.{method}({parameter}={hostile.name})"
-                given = TABLES[cls][method](world)
-                given[parameter] = hostile.value
+                given = TABLES[cls][method](world) | {parameter: hostile.value}
                 tally.count += 1
                 try:
                     async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -300,10 +254,9 @@ async def call_all(
                     if isinstance(outcome, Receipt | BlockingReceipt) and parameter not in CONDITIONS:
                         kept.append(Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids))
                     before = await last()
-            given = TABLES[cls][method](world)
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
-                    await call(method, given)
+                    await call(method, TABLES[cls][method](world))
             except Exception as error:  # whatever comes is what is looked for
                 told_of = f"{cls}.{method}: cannot be used after hostile {parameter}"
                 tally.problems.append(f"{told_of}: {type(error).__name__} {error}")
@@ -426,9 +379,20 @@ async def _transaction(history: Any, method: str, given: dict[str, Any]) -> Any:
 
 async def from_tasks(setting: Setting) -> Tally:
     """Try everything on one store."""
-    tally = Tally()
+    tally, many, random = Tally(), setting.many(8, 1), Random(setting.seed)
     async with opened(setting) as (history, store):
-        kept = await hostile_calls(history, store, tally, many=setting.many(8, 1), random=Random(setting.seed))
+        world = World("async", 20 + 40 * many, origin_id=history.outbox.origin.origin_id)
+        await made_ready(history, world)
+        await history.drained(timeout=TIMEOUT_SECONDS)
+        invoke: Invoke = {
+            **invoking(history, world),
+            "ConversationStore": lambda method, given: _store(store, method, given),
+            "ErasureRegister": lambda method, given: getattr(store.erasures, method)(**given),
+            "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
+            "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
+        }
+        last = partial(history.outbox.read, last_position)
+        kept = await call_all(invoke, world, last, tally, many=many, random=random)
         delivered = await history.drained(timeout=120)
         tally.require(delivered, f"not everything is delivered: {(await history.status()).lanes}")
         tally.blame(await history.outbox.read(blocked), where="blocked at delivery")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import OrderedDict, UserDict, UserString
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, time, timedelta
 from decimal import Decimal
@@ -101,11 +101,9 @@ def _strings() -> Iterator[Hostile]:
     for words in TEXTS:
         if len(words.value) < 100_000:  # one is enough, below
             yield Hostile(f"text-{words.name}", words.value)
-    for number, text in enumerate(SQL):
-        yield Hostile(f"sql-{number}", text)
-    for kind, texts in (("path", PATHS), ("markup", MARKUP), ("json", JSON), ("format", FORMATS), ("uuid", UUIDS)):
-        for number, text in enumerate(texts):
-            yield Hostile(f"{kind}-{number}", text)
+    groups = {"sql": SQL, "path": PATHS, "markup": MARKUP, "json": JSON, "format": FORMATS, "uuid": UUIDS}
+    for kind, texts in groups.items():
+        yield from _named(f"{kind}-", ((str(number), text) for number, text in enumerate(texts)))
     for code in (*range(0x20), *range(0x7F, 0xA0)):
         yield Hostile(f"control-{code:02x}", f"a{chr(code)}b")
     for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, 0xE0001, 0xFFFC):
@@ -115,14 +113,9 @@ def _strings() -> Iterator[Hostile]:
     for word in TWINS:
         for form in ("NFC", "NFD", "NFKC", "NFKD"):
             yield Hostile(f"twin-{word}-{form}", unicodedata.normalize(form, word))
-        for name, made in (
-            ("upper", word.upper()),
-            ("lower", word.lower()),
-            ("fold", word.casefold()),
-            ("space", f"{word} "),
-            ("tail", f"{word}\u00a0"),
-        ):
-            yield Hostile(f"twin-{word}-{name}", made)
+        made = {"upper": word.upper(), "lower": word.lower(), "fold": word.casefold()}
+        made |= {"space": f"{word} ", "tail": f"{word}\u00a0"}
+        yield from _named(f"twin-{word}-", made.items())
     for length in LENGTHS:
         yield Hostile(f"long-{length}", "x" * length)
         yield Hostile(f"long-wide-{length}", "😀" * length)
@@ -136,26 +129,20 @@ def _numbers() -> Iterator[Hostile]:
             yield Hostile(f"power-{bits}-{name}", number)
     for number in (0, 1, -1, 10_000, 10_001, 10**100, 10**5_000):
         yield Hostile(f"integer-{number if number < 10**9 else len(bin(number))}", number)
-    for name, value in (
-        ("nan", math.nan),
-        ("inf", math.inf),
-        ("minus-inf", -math.inf),
-        ("minus-zero", -0.0),
-        ("tiny", 5e-324),
-        ("huge", 1.7976931348623157e308),
-        ("half", 0.5),
-        ("whole", 3.0),
-        ("beyond-53", 9007199254740993.0),
-    ):
-        yield Hostile(f"float-{name}", value)
-    yield Hostile("true", True)
-    yield Hostile("false", False)
-    yield Hostile("decimal", Decimal("1.10"))
-    yield Hostile("decimal-nan", Decimal("NaN"))
-    yield Hostile("fraction", Fraction(1, 3))
-    yield Hostile("complex", 1j)
-    yield Hostile("number-subclass", Number(7))
-    yield Hostile("number-enum", Level.HIGH)
+    floats = {"nan": math.nan, "inf": math.inf, "minus-inf": -math.inf, "minus-zero": -0.0, "tiny": 5e-324} | {
+        "huge": 1.7976931348623157e308,
+        "half": 0.5,
+        "whole": 3.0,
+        "beyond-53": 9007199254740993.0,
+    }
+    others: dict[str, Any] = {
+        "true": True,
+        "false": False,
+        "decimal": Decimal("1.10"),
+        "decimal-nan": Decimal("NaN"),
+    } | {"fraction": Fraction(1, 3), "complex": 1j, "number-subclass": Number(7), "number-enum": Level.HIGH}
+    yield from _named("float-", floats.items())
+    yield from _named("", others.items())
 
 
 def _depths() -> Iterator[Hostile]:
@@ -179,44 +166,25 @@ def _depths() -> Iterator[Hostile]:
 
 
 def _types() -> Iterator[Hostile]:
-    for name, value in KEPT_JSON:
-        yield Hostile(f"kept-{name}", value)
-        yield Hostile(f"kept-in-object-{name}", {"value": value})
-    for name, value in REFUSED_JSON:
-        yield Hostile(f"refused-{name}", value)
-        yield Hostile(f"refused-in-object-{name}", {"value": value})
-    for name, value in NO_OBJECTS:
-        yield Hostile(f"no-object-{name}", value)
-    for name, value in KINDS_OF_NO_TEXT:
-        yield Hostile(f"kind-{name}", value)
-    for name, value, _ in MOMENTS:
-        yield Hostile(f"moment-{name}", value)
-    made: Sequence[tuple[str, Any]] = (
-        ("user-string", UserString("abc")),
-        ("object-subclass", Pairs(a=1)),
-        ("object-subclass-inside", {"a": Pairs(b=1)}),
-        ("ordered", OrderedDict(b=1, a=2)),
-        ("user-object", UserDict(a=1)),
-        ("user-object-inside", {"a": UserDict(b=1)}),
-        ("read-only", MappingProxyType({"a": 1})),
-        ("read-only-inside", {"a": MappingProxyType({"b": 1})}),
-        ("list-subclass", Row([1])),
-        ("tuple", ("a", 1)),
-        ("memory", memoryview(b"abc")),
-        ("time", time(12)),
-        ("delta", timedelta(days=1)),
-        ("delta-longest", timedelta.max),
-        ("zone", UTC),
-        ("path", PurePosixPath("/etc/passwd")),
-        ("not-implemented", NotImplemented),
-        ("ellipsis", ...),
-        ("lambda", lambda: None),
-        ("type", dict),
-        ("bare-object", object()),
-        ("list-of-none", [None]),
-        ("list-of-lists", [[1], [2]]),
-        ("list-of-bytes", [b"a"]),
-        ("set-of-words", {"a", "b"}),
+    for kind, table in (("kept", KEPT_JSON), ("refused", REFUSED_JSON)):
+        for name, value in table:
+            yield from _named(f"{kind}-", ((name, value), (f"in-object-{name}", {"value": value})))
+    yield from _named("no-object-", NO_OBJECTS)
+    yield from _named("kind-", KINDS_OF_NO_TEXT)
+    yield from _named("moment-", ((name, value) for name, value, _ in MOMENTS))
+    made: dict[str, Any] = (
+        {"user-string": UserString("abc"), "object-subclass": Pairs(a=1), "object-subclass-inside": {"a": Pairs(b=1)}}
+        | {"ordered": OrderedDict(b=1, a=2), "user-object": UserDict(a=1), "user-object-inside": {"a": UserDict(b=1)}}
+        | {"read-only": MappingProxyType({"a": 1}), "read-only-inside": {"a": MappingProxyType({"b": 1})}}
+        | {"list-subclass": Row([1]), "tuple": ("a", 1), "memory": memoryview(b"abc"), "time": time(12)}
+        | {"delta": timedelta(days=1), "delta-longest": timedelta.max, "zone": UTC}
+        | {"path": PurePosixPath("/etc/passwd"), "not-implemented": NotImplemented, "ellipsis": ...}
+        | {"lambda": lambda: None, "type": dict, "bare-object": object(), "list-of-none": [None]}
+        | {"list-of-lists": [[1], [2]], "list-of-bytes": [b"a"], "set-of-words": {"a", "b"}}
     )
-    for name, value in made:
-        yield Hostile(f"type-{name}", value)
+    yield from _named("type-", made.items())
+
+
+def _named(kind: str, table: Iterable[tuple[str, Any]]) -> Iterator[Hostile]:
+    for name, value in table:
+        yield Hostile(f"{kind}{name}", value)

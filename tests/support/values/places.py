@@ -28,6 +28,10 @@ class Case:
     kept: bool
     field: str = ""
 
+    @property
+    def label(self) -> str:
+        return f"{self.place} {self.name}"
+
 
 def table(*, kept: Mapping[str, Any], refused: Mapping[str, Any]) -> Sequence[tuple[str, Any, bool]]:
     """Return values with their names, and True for those that may be kept."""
