@@ -39,9 +39,8 @@ class Alarms:
 
     def told(self, incident: Incident) -> None:
         who = incident.owner_id or incident.conversation_id
-        what = (
-            f"{incident.kind} {incident.conversation_id if incident.kind is IncidentKind.CONVERSATION_BLOCKED else ''}"
-        )
+        blocked = incident.kind is IncidentKind.CONVERSATION_BLOCKED
+        what = f"{incident.kind} {incident.conversation_id}" if blocked else str(incident.kind)
         self._once(f"user {who} {incident.key}", f"user {who}, {incident.kind}")
         pair = (str(incident.incident_id), who)
         self.say(f"told {who} of {incident.kind} {incident.state} {incident.reason}")
@@ -49,10 +48,10 @@ class Alarms:
             # A process killed between recording a notification and sending it leaves the outcome unknown.
             if pair not in self._open and not self.kills:
                 self.broken(f"{who} was told that {incident.kind} is over, of which they had not heard")
-            self.recovered[what.strip()] += 1
+            self.recovered[what] += 1
             return
-        self.stuck[what.strip()] += 1
-        if incident.kind is IncidentKind.CONVERSATION_BLOCKED and incident.reason != LATE:
+        self.stuck[what] += 1
+        if blocked and incident.reason != LATE:
             name = incident.conversation_id or ""
             if not any(place == name for place, _ in self.ledger.bad):
                 self.broken(f"{who} was told that {name!r} is blocked, in which nothing is refused")

@@ -13,7 +13,6 @@ from uuid import UUID
 from letopis.store.model.codec import EncodedEvent, digest_of
 from letopis.store.rules.decoding import puts_back
 from tests.campaigns.invariants import Ack
-from tests.campaigns.paths import ReplayedPath
 from tests.campaigns.record_invariants import Place, scope_of
 from tests.proof.simulation.contents import STREAMS, Streams, secrets_of
 from tests.proof.simulation.driver import connect
@@ -32,10 +31,9 @@ _RECORD_HEADS: Final = "SELECT origin_id, conversation_id, sequence FROM letopis
 _SUPERSEDED: Final = "SELECT conversation_id, sequence FROM letopis_record_ledger WHERE superseded"
 _HOLDER: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _STORED: Final = (
-    "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest, type, data, metadata"
+    "SELECT position, conversation_id, event_id, origin_id, sequence, digest, data"
     " FROM letopis_events WHERE position > ? ORDER BY position"
 )
-_PATH: Final = "SELECT version FROM letopis_messages WHERE conversation_id = ? AND left_at IS NULL ORDER BY version"
 
 
 class RecordChange(NamedTuple):
@@ -93,41 +91,29 @@ class StoreLedger:
     def __init__(self, path: Path) -> None:
         self._look = connect(str(path), isolation_level=None)
         self._position = 0
-        self._versions: dict[str, int] = defaultdict(int)
-        self._ids: dict[tuple[str, bytes], int] = {}
-        self._paths: dict[str, ReplayedPath] = defaultdict(ReplayedPath)
+        self._ids = set[tuple[str, bytes]]()
         self.heads: dict[tuple[bytes, str], int] = defaultdict(int)
         self.outboxes: dict[bytes, OutboxLedger] = {}
         self.rights = Rights(self._look)
 
     def committed(self) -> None:
-        """Compare what has come since with what the outboxes hold."""
+        """Compare what has come since with what the outboxes hold; the rest shows when the files are examined."""
         rows = self._look.execute(_STORED, (self._position,)).fetchall()
-        moved = set[tuple[bytes, str]]()
-        for position, name, version, event_id, origin, sequence, digest, *content in rows:
-            moved.add((origin, name))
-            where = f"{name!r} version {version}"
-            if position != self._position + 1:
-                raise Broken(f"the store's log goes on at {position} after {self._position}")
-            self._position = position
-            if version != self._versions[name] + 1:
-                raise Broken(f"{where}: stored after version {self._versions[name]}")
-            self._versions[name] = version
-            if (name, event_id) in self._ids:
-                raise Broken(f"{where}: event {UUID(bytes=event_id)} is stored twice")
+        for position, name, event_id, origin, sequence, digest, _ in rows:
+            where = f"{name!r} sequence {sequence}"
             if sequence != self.head(origin, name) + 1:
-                raise Broken(
-                    f"{where}: sequence {sequence} is stored after {self.heads[origin, name]}: out of order, or a gap"
-                )
-            self._ids[name, event_id] = version
-            self.heads[origin, name] = sequence
-            said = self.outboxes[origin].events.get((name, sequence))
-            if said is None:
-                raise Broken(f"{where}: stored, and no outbox has said it")
-            if said != (event_id, digest):
-                raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
-            self._follow(name, version, *content)
-        self._compare_paths(moved)
+                raise Broken(f"{where}: stored after {self.heads[origin, name]}: out of order, or a gap")
+            if (event_id, digest) != self.outboxes[origin].events.get((name, sequence)):
+                raise Broken(f"{where}: stored, and its outbox has said another event there, or none")
+            self._position, self.heads[origin, name] = position, sequence
+            self._ids.add((name, event_id))
+        for origin, name in {(row[3], row[1]) for row in rows}:
+            outbox, head = self.outboxes[origin], self.head(origin, name)
+            batch = outbox.batches.get((name, head))
+            # One that is refused is looked for by halves.
+            innocent = not any(place == name for place, _ in outbox.bad)
+            if batch is not None and batch == outbox.batches.get((name, head + 1)) and innocent:
+                raise Broken(f"{name!r}: a commit ends at sequence {head}, in the middle of one append")
         for origin, lane, head in self._look.execute(_RECORD_HEADS).fetchall():
             if head < self.heads[origin, lane]:
                 raise Broken(f"{lane!r}: its head goes back from {self.heads[origin, lane]} to {head}")
@@ -137,7 +123,7 @@ class StoreLedger:
             # One that erases is superseded where a hold forbids it.
             for lane, sequence in {*self._look.execute(_SUPERSEDED).fetchall()} - only.changes.erasing:
                 raise Broken(f"{lane!r} {sequence}: superseded, and no other outbox has changed the record")
-        self.rights.committed(self.heads, secrets_of(row[8] for row in rows))
+        self.rights.committed(self.heads, secrets_of(row[6] for row in rows))
 
     def head(self, origin: bytes, name: str) -> int:
         """Return how far an outbox's conversation has got, with what was said again and is there already."""
@@ -145,33 +131,6 @@ class StoreLedger:
         while (after := said.get((name, head + 1))) is not None and (name, after[0]) in self._ids:
             head += 1
         return head
-
-    def _follow(self, name: str, version: int, kind: str, data: str, metadata: str | None) -> None:
-        ours = {} if metadata is None else json.loads(metadata)
-        if "letopis.superseded" in ours:
-            return
-        about = json.loads(data)
-        self._paths[name].take(
-            kind,
-            version,
-            message_id=about.get("message_id"),
-            to=about.get("to_message_id"),
-            back="letopis.puts_back" in ours,
-        )
-
-    def _compare_paths(self, moved: set[tuple[bytes, str]]) -> None:
-        for origin, name in moved:
-            outbox, head = self.outboxes[origin], self.head(origin, name)
-            batch = outbox.batches.get((name, head))
-            # One that is refused is looked for by halves.
-            innocent = not any(place == name for place, _ in outbox.bad)
-            if batch is not None and batch == outbox.batches.get((name, head + 1)) and innocent:
-                raise Broken(f"{name!r}: a commit ends at sequence {head}, in the middle of one append")
-        for name in {name for _, name in moved}:
-            shown = [version for _, version in self._paths[name].shown]
-            found = [row[0] for row in self._look.execute(_PATH, (name,)).fetchall()]
-            if found != shown:
-                raise Broken(f"{name!r}: the path is {found[-6:]}, the log leads to {shown[-6:]} (the last versions)")
 
     def holds(self, conversation_id: str, event_id: UUID) -> bool:
         return (conversation_id, event_id.bytes) in self._ids

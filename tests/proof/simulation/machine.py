@@ -105,9 +105,11 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     jitter: random.Random = defaults_of(letopis.outbox.relay.relay.Relay)["random"]
     jitter.seed(chance.random())
     sqlite3.connect = sqlite3.dbapi2.connect = disk.connect  # type: ignore[assignment]
-    for module, names in _THREADS.items():
-        for name in names:
-            setattr(module, name, getattr(strands, _NAMES.get(name, name)))
+    threads: Any
+    for threads in (letopis.store.database.worker_thread, aiosqlite.core):
+        threads.Thread, threads.SimpleQueue = strands.Strand, strands.SimpleQueue
+    threads = letopis.outbox.file.change_watcher
+    threads.Thread, threads.Event = strands.Strand, strands.Event
     letopis.store.database.sqlite_file._here = strands.Local()  # type: ignore[assignment]
     for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
         assert hasattr(place, "FileLock")
@@ -142,14 +144,6 @@ def _open_outboxes_by_process() -> None:
     sharing.Context = own_context
 
 
-_THREADS: Final[dict[ModuleType, tuple[str, ...]]] = {
-    letopis.store.database.worker_thread: ("Thread", "SimpleQueue"),
-    letopis.outbox.file.change_watcher: ("Thread", "Event"),
-    aiosqlite.core: ("Thread", "SimpleQueue"),
-}
-_NAMES: Final = {"Thread": "Strand"}
-
-
 def defaults_of(kind: type) -> dict[str, Any]:
     """Return the defaults of what a class is made with, to be changed."""
     found = kind.__init__.__kwdefaults__  # type: ignore[misc]
@@ -157,27 +151,19 @@ def defaults_of(kind: type) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-def put_in_place(real: object, made_up: object) -> int:
-    """Replace a function wherever the library holds it: by name, and as a default of an argument; return how often."""
-    count = 0
+def put_in_place(real: object, made_up: object) -> None:
+    """Replace a function wherever the library holds it: by name, and as a default of an argument."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] != "letopis":
             continue
         for key, value in list(vars(module).items()):
             if value is real:
                 setattr(module, key, made_up)
-                count += 1
         for function in _functions_of(module):
-            defaults = function.__kwdefaults__ or {}
-            for key, value in defaults.items():
-                if value is real:
-                    defaults[key] = made_up
-                    count += 1
-            given = function.__defaults__ or ()
+            named, given = function.__kwdefaults__ or {}, function.__defaults__ or ()
+            named.update({key: made_up for key, value in named.items() if value is real})
             if any(value is real for value in given):
                 function.__defaults__ = tuple(made_up if value is real else value for value in given)
-                count += 1
-    return count
 
 
 def _functions_of(module: ModuleType) -> Iterator[FunctionType]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from greenlet import getcurrent, greenlet
@@ -38,18 +39,10 @@ class Strand:
     """Has the used part of the API of ``threading.Thread``."""
 
     def __init__(
-        self,
-        group: None = None,
-        target: Callable[..., Any] | None = None,
-        name: str | None = None,
-        args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        daemon: bool | None = None,
+        self, *, target: Callable[..., Any], name: str = "strand", args: Iterable[Any] = (), daemon: bool | None = None
     ) -> None:
-        self._target, self._args, self._kwargs = target, tuple(args), dict(kwargs or {})
-        self.name = name or "strand"
-        self.daemon = daemon
+        self.name = name
+        self._run = partial(target, *args)
         self.outgoing: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.values: dict[str, Any] = {}
         self._greenlet: _Greenlet | None = None
@@ -98,8 +91,7 @@ class Strand:
         ticket = self._ticket
 
         def act() -> None:
-            lag = self._loop.lag()
-            if lag:
+            if lag := self._loop.lag():
                 self._loop.call_later(lag, self.go_on, ticket)
             else:
                 self._loop.call_soon(self.go_on, ticket)
@@ -117,10 +109,6 @@ class Strand:
         assert inside is not None
         inside.parent = getcurrent()
         inside.switch()
-
-    def _run(self) -> None:
-        assert self._target is not None
-        self._target(*self._args, **self._kwargs)
 
 
 class Local:

@@ -63,6 +63,14 @@ class _Weather:
             self._fire(what)
             raise _io()
 
+    def _strike(self, line: Line, what: str, failure: sqlite3.Error, *, ended: bool = True) -> None:
+        """Raise as planned, the transaction being rolled back if it is ended."""
+        self._planned.pop(line)
+        self._fire(what)
+        if ended:
+            _give_up(line)
+        raise failure
+
     def _fire(self, what: str) -> None:
         self.fired[what] += 1
         self.say(f"fault {what}")
@@ -126,12 +134,6 @@ class StoreWeather(_Weather):
             wait(self.chance.uniform(1.0, 90.0))
         raise OUTAGES[outage]()
 
-    def _strike(self, line: Line, what: str, failure: sqlite3.Error) -> None:
-        self._planned.pop(line)
-        self._fire(what)
-        _give_up(line)
-        raise failure
-
 
 @dataclass
 class OutboxWeather(_Weather):
@@ -154,13 +156,14 @@ class OutboxWeather(_Weather):
         plan = self._planned.get(line)
         if plan is None or not line.in_transaction:
             return
+        # After some errors SQLite rolls back on its own.
         if plan == "within" and self.chance.random() < 0.3:
-            self._strike(line, "outbox: fails within a transaction", _io())
+            self._strike(line, "outbox: fails within a transaction", _io(), ended=self.chance.random() < 0.5)
         elif plan == "full" and self.chance.random() < 0.3:
             self._planned.pop(line)
             self._full(line)
         elif plan == "lost" and sql == "COMMIT":
-            self._strike(line, "outbox: fails before the commit", _io())
+            self._strike(line, "outbox: fails before the commit", _io(), ended=self.chance.random() < 0.5)
 
     def after(self, line: Line, sql: str) -> None:
         """Have a commit that took effect end in an error."""
@@ -176,15 +179,7 @@ class OutboxWeather(_Weather):
         _give_up(line)
         raise OUTAGES["full"]()
 
-    def _strike(self, line: Line, what: str, failure: sqlite3.Error) -> None:
-        self._planned.pop(line)
-        self._fire(what)
-        if self.chance.random() < 0.5:
-            _give_up(line)  # after some errors SQLite rolls back on its own
-        raise failure
-
 
 def _give_up(line: Line) -> None:
-    connection: Any = line
-    if getattr(connection, "in_transaction", False):
-        sqlite3.Connection.rollback(connection)
+    if isinstance(line, sqlite3.Connection) and line.in_transaction:
+        sqlite3.Connection.rollback(line)
