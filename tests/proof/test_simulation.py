@@ -84,31 +84,6 @@ def test_a_killed_process_does_nothing_more_and_cleans_nothing_up() -> None:
     live(run())
 
 
-def test_a_stopped_process_goes_on_where_it_was() -> None:
-    seen: list[float] = []
-
-    async def run() -> None:
-        loop = strands.running_loop()
-
-        async def tick() -> None:
-            while True:
-                await asyncio.sleep(1)
-                seen.append(round(loop.now - 1000))
-
-        process = Process("sleeper")
-        process.start(tick())
-        await asyncio.sleep(2.5)
-        process.stopped = True
-        await asyncio.sleep(10)
-        loop.resume(process)
-        await asyncio.sleep(1.2)
-        process.kill()
-
-    live(run())
-
-    assert seen == [1, 2, 12, 13] or seen == [1, 2, 13, 14]
-
-
 def test_a_strand_hands_over_in_order_and_waits_in_virtual_time() -> None:
     got: list[int] = []
 
