@@ -340,8 +340,8 @@ async def _reading(engine: AsyncEngine, read: Callable[[AsyncConnection], Awaita
 
 def check_options(*, partitions: object, upcasters: object, now: object) -> None:
     """Check the options of a store."""
-    if not isinstance(partitions, int) or not 1 <= partitions <= 1024:
-        raise ConfigurationError("partitions must be between 1 and 1024")
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= 1024:
+        raise ConfigurationError("partitions must be a whole number from 1 to 1024")
     if not isinstance(upcasters, Upcasters):
         raise ConfigurationError(f"upcasters must be Upcasters(...), not {type(upcasters).__name__}")
     if not callable(now):

@@ -18,7 +18,11 @@ from tests.support.sayings import change, new_outbox
 
 
 @pytest.mark.parametrize(
-    "options", [{"timeouts": 5}, {"pool_size": 0}, {"upcasters": {}}, {"now": 5}, {"projections": [object()]}]
+    "options",
+    [
+        *({"timeouts": 5}, {"pool_size": 0}, {"pool_size": True}, {"partitions": True}),
+        *({"upcasters": {}}, {"now": 5}, {"projections": [object()]}),
+    ],
 )
 async def test_option_of_another_type_is_refused_by_name(tmp_path: Path, options: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(options)).removesuffix('s')}.* must be"):

@@ -39,8 +39,8 @@ def create_store_engine(
     # pool does not ping: a connection that died while idle fails once.
     if not isinstance(timeouts, Timeouts):
         raise ConfigurationError(f"timeouts must be Timeouts(...), not {type(timeouts).__name__}")
-    if not isinstance(pool_size, int) or not 1 <= pool_size <= MAX_CONNECTIONS:
-        raise ConfigurationError(f"pool_size must be between 1 and {MAX_CONNECTIONS}")
+    if isinstance(pool_size, bool) or not isinstance(pool_size, int) or not 1 <= pool_size <= MAX_CONNECTIONS:
+        raise ConfigurationError(f"pool_size must be a whole number from 1 to {MAX_CONNECTIONS}")
     url = normalise_url(url, allow_memory=allow_memory)
     if (override := url.query.get("connect_timeout")) is not None:
         timeouts = Timeouts(connect=float(str(override)), statement=timeouts.statement, lock=timeouts.lock)

@@ -11,6 +11,7 @@ import anyio
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.events import RecordedEvent
+from letopis.store.model.identifiers import check_whole
 from letopis.store.read.paging import check_place
 
 logger = logging.getLogger("letopis.store")
@@ -63,9 +64,7 @@ async def follow(
 
 def check_partition(partition: object, count: int) -> int:
     """Return ``partition`` if a log of ``count`` partitions has it."""
-    if not isinstance(partition, int) or not 0 <= partition < count:
-        raise InvalidInput("partition", f"must be from 0 to {count - 1}")
-    return partition
+    return check_whole(partition, "partition", 0, count - 1)
 
 
 def check_start(from_position: object, partition: int | None, count: int) -> dict[int, int]:
