@@ -79,10 +79,11 @@ def _numbered(data: bytes) -> int:
 def _of_a_length(data: bytes) -> bytes:
     """Give random bytes a length that is not negative: at such a one asyncpg reads beyond its memory, and dies.
 
+    Nor have they the type 0: at a complete message of it asyncpg loops for ever, and no thread of the process runs.
     They never say that an answer is complete, which is no garbage: no client can tell that from a true answer.
     """
-    if data[0] in (_READY, _COMPLETE, _EMPTY):
-        data = b"\0" + data[1:]
+    if data[0] in (0, _READY, _COMPLETE, _EMPTY):
+        data = b"\1" + data[1:]
     length = int.from_bytes(data[1:5], "big") & 0x7FFFFFFF
     if length % 2:  # as long as it says: so that the body is looked at, and not waited for
         length = max(4, len(data) - 1)
