@@ -123,6 +123,15 @@ async def test_conditions_of_one_commit_see_each_other(history: History) -> None
     assert bodies == [(b"1",), (b"3",)]
 
 
+async def test_a_replaced_value_with_a_condition_stays_as_the_store_decides_it(history: History) -> None:
+    scope = history.records(conversation="chat-1").scope
+    await history.outbox.append(together(scope, [prepare_put(scope, CP, "a", 1, expected=ABSENT)], trusting=True))
+    await history.records(conversation="chat-1").put(CP, "a", 2)
+
+    bodies = await rows(history, "SELECT body FROM letopis_outbox_record_bodies ORDER BY position")
+    assert bodies == [(b"1",), (b"2",)]
+
+
 async def test_changes_of_several_lanes_are_written_all_or_none(history: History) -> None:
     records = history.records(space="app", new=True)
     puts = [RecordPut((f"{number}",), "a", number, ABSENT) for number in range(40)]
