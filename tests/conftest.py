@@ -1,7 +1,5 @@
 """Fixtures every test may ask for: fresh, empty databases of all three kinds on real servers."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

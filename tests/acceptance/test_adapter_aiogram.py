@@ -1,7 +1,5 @@
 """The guide and the example of aiogram are right: they run on a Bot API server."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The chat service of the guide to FastAPI, as it is run: workers of uvicorn, a relay of its own, and a kill."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -1,7 +1,5 @@
 """The guides to python-telegram-bot and Pyrogram are right, and the example runs, on servers of ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The guide for the seed's bot is right: its code runs in the bot's place, and its commands import its folders."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

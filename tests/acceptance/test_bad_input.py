@@ -1,7 +1,5 @@
 """What is accepted comes back equal from every store; what is refused is refused by name, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import math
 from collections import UserDict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The letopis command: its commands, options and help, exit codes and messages."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

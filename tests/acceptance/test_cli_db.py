@@ -1,7 +1,5 @@
 """`letopis db` and `letopis move`: what they compare, repair, copy and say, and their exit codes."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

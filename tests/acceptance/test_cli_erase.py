@@ -1,7 +1,5 @@
 """letopis history erase and retain, and tag, on a real outbox and a real store."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

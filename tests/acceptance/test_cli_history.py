@@ -1,7 +1,5 @@
 """history list, show, stats, import and export, as operators run them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

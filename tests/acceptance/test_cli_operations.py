@@ -1,7 +1,5 @@
 """init, db, relay and status, as an operator runs them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

@@ -1,7 +1,5 @@
 """letopis outbox, pause and resume, as an operator runs them, also beside a running bot; what status says of it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """What the command refuses: the code that it exits with, what it says, and that nothing is made or changed."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from pathlib import Path

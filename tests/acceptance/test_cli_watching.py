@@ -1,7 +1,5 @@
 """status --watch, history show --follow, progress on a terminal, and a relay that was killed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """The wrong store as an operator meets it: relay, daemon, status, doctor, rebind and new-identity."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable

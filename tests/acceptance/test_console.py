@@ -1,7 +1,5 @@
 """The console in a real Chromium: every page and every action, on a phone and on a desk, with and without scripts."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Who gets into the console: sessions, tokens with names and roles, links, and limits for strangers."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re

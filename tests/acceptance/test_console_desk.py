@@ -1,7 +1,5 @@
 """An operator's desk: find, change, print and export conversations, and test the alerts."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

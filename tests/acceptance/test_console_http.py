@@ -1,7 +1,5 @@
 """The console over HTTP: its headers, forms and mounts, and what it says without its store."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -1,7 +1,5 @@
 """The demonstration: its story is true, and it fails if it is not."""
 
-from __future__ import annotations
-
 import sqlite3
 import time
 from contextlib import closing

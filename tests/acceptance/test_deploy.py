@@ -1,7 +1,5 @@
 """What is in deploy/ is what its pages promise: systemd, Kubernetes, Compose, Grafana and Prometheus take it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

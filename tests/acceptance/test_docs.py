@@ -1,7 +1,5 @@
 """The documentation tells the truth: its code runs, its links lead somewhere, and nothing public is missing from it."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import importlib

@@ -1,7 +1,5 @@
 """The built documentation, looked at as a reader does: in a browser, on a phone and on a desk, light and dark."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The guides and tutorials to frameworks are right: their code runs with a model of ours, and prints what they show."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib
 import warnings

@@ -1,7 +1,5 @@
 """How-to pages are right: their code and queries run as they stand, and say what the pages say."""
 
-from __future__ import annotations
-
 import re
 import sqlite3
 import subprocess

@@ -1,7 +1,5 @@
 """What is shipped: the contents of the sdist and the wheel, and the installed wheel beside a bot's own folders."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

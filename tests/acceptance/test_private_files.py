@@ -1,7 +1,5 @@
 """What holds conversations is its owner's alone, whatever lies in the way; nothing is written through a link."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

@@ -1,7 +1,5 @@
 """Nothing personal and no secret leaves by the side doors: logs, --json, metrics, health, alerts, errors, spans."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Iterator

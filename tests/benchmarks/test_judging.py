@@ -1,7 +1,5 @@
 """The judge of the benchmark: what it compares, what it refuses to, and that it sees what is switched off."""
 
-from __future__ import annotations
-
 import json
 import random
 import sqlite3

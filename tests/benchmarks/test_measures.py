@@ -1,7 +1,5 @@
 """The start on a large backlog and the wake-up across processes, in small, with room for a machine that is busy."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 

@@ -4,8 +4,6 @@ What is exported has to be what was imported, in every conversation; the logs ho
 as were asked for; and a store that is damaged behind its back is noticed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

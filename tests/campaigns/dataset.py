@@ -1,7 +1,5 @@
 """Read conversations of real people (the package ``chitchat-dataset``, MIT) as lines of JSONL."""
 
-from __future__ import annotations
-
 import json
 import random
 import warnings

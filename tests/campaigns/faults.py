@@ -5,8 +5,6 @@ comes out of the driver is put into a class by `letopis.store.database.faults`, 
 then given to a real relay, as often as its cause would last, and the table tells what that did with it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import uuid

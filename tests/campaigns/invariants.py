@@ -7,8 +7,6 @@ in its own check. :func:`examine` is pure; :func:`read_outbox` and :func:`read_s
     assert verdict.ok, verdict
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Make random operations with every event type, as several outboxes would deliver them, from a seed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import replace

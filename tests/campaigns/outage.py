@@ -3,8 +3,6 @@
 The server is one that the campaign starts for itself. All bots reach it through one wire that counts connections.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

@@ -1,7 +1,5 @@
 """Follow the path of a conversation by its log, event by event, sharing no code with the library."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ after all rows were emptied and rebuilt. The three have to be equal in every fie
 in single rows and nothing else, and a rebuild has to repair it.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Like :mod:`tests.campaigns.invariants`, it reads with plain SQL and shares no co
 each record must be follows from the changes that the outboxes keep, replayed up to where the store has got.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Nothing younger than the policy may change, nothing older may stay, and the p99 
 it is without the policy, unless the run is short. Needs a machine on which nothing else runs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time

@@ -1,7 +1,5 @@
 """Check what must hold between a conversation's log and what is derived from it: paths, verdicts, redaction, owners."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Final
 from uuid import UUID

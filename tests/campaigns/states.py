@@ -1,7 +1,5 @@
 """Hold what the invariant checker compares, as plain values."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager

@@ -1,7 +1,5 @@
 """The campaigns hold in small, on real servers, and what they judge by sees what it has to."""
 
-from __future__ import annotations
-
 import logging
 import random
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The invariants hold on a sound history, and every way to break one is found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The checker of records is content with what is right, and finds each way in which a promise can be broken."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Keep a bot and a relay running in processes of their own, and start them again after each kill."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import multiprocessing

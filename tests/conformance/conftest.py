@@ -1,7 +1,5 @@
 """Two outboxes on each kind of store."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Look into the tables of a store, for what its reads do not show."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

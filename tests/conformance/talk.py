@@ -1,7 +1,5 @@
 """What the tests of a history store do with the outboxes that feed it."""
 
-from __future__ import annotations
-
 from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
 from tests.support.relays import sql

@@ -1,7 +1,5 @@
 """An anchor shows every change of the log up to its end, and bears with what a log may do: grow, erase, move."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime

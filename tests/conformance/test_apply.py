@@ -1,7 +1,5 @@
 """Every event takes effect once, in its lane's order, whatever is delivered, and how often."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """A person's messages are found by their author on every store, wherever they were written."""
 
-from __future__ import annotations
-
 from io import BytesIO
 
 import pytest

@@ -1,7 +1,5 @@
 """Reads of one message, of some by a filter, of the newest events and of the log: pending and stored alike."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from functools import partial

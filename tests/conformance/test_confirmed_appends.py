@@ -1,7 +1,5 @@
 """``confirm="store"``: a refusal is answered at once, with nothing written; while the store is away, it says so."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any

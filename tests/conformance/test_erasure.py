@@ -1,7 +1,5 @@
 """What is redacted, deleted or reset is gone from the store's rows, whenever it arrives; its place in the log stays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An erasure is a number in the counters that every apply locks: who has not carried it out cannot deliver."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A fork reads its ancestors as they were when it was made, in every store; and what happens to them later."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import pytest

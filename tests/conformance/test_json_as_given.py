@@ -1,7 +1,5 @@
 """The JSON of a bot keeps the order of its keys on every way that it takes, on the three stores."""
 
-from __future__ import annotations
-
 import asyncio
 from enum import StrEnum
 from pathlib import Path

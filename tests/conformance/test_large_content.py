@@ -1,7 +1,5 @@
 """Large content of messages: stored once a conversation, read as it was given, erased with the last message."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A reset or a deletion of a long conversation is marked and carried out in steps, with the result of a short one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

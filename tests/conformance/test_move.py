@@ -1,7 +1,5 @@
 """A history that holds everything is the same after a move between stores of any kind, also while it is written to."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """All words of an owner or of a person, through every outbox: also through one that was offline at the erasure."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

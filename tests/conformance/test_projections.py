@@ -1,7 +1,5 @@
 """Custom projections apply every event once and without gaps, whatever is killed, restarted or added."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """The published contract on the three databases; parts of it stand with the tests that know more of theirs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Ids that were used before: what left the path is put back by appending it again, and what is `saved` can be read."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
 import pytest

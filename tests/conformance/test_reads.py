@@ -1,7 +1,5 @@
 """Pages are exact and stay stable while messages are added; invalid cursors are refused."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 

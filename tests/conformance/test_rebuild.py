@@ -1,7 +1,5 @@
 """The rows of conversations and messages can be made anew from the log, while the store is written to."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from typing import Any

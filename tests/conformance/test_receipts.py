@@ -1,7 +1,5 @@
 """A receipt of an erasure is confirmed by the store, without content, and refused after any change of either."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

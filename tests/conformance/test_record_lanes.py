@@ -1,7 +1,5 @@
 """What a store makes of the lanes of records: each change once, in order, whatever is sent again."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

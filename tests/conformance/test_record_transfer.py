@@ -1,7 +1,5 @@
 """Records move with their conversation, owner or space by export and import, once, and overwrite nothing."""
 
-from __future__ import annotations
-
 import io
 import json
 from functools import partial

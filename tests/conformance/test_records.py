@@ -1,7 +1,5 @@
 """Records as an application keeps them: pending or delivered, over every store, and while that is away."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import timedelta
 from functools import partial

@@ -1,7 +1,5 @@
 """``replace`` makes given messages the whole path, whatever is pending, pruned or written by another outbox."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis import ConversationStore, EventIdReused, History, InvalidInput, Message, VersionConflict

@@ -1,7 +1,5 @@
 """Content leaves by age, by count, with an archived conversation, by owner and by tag; nothing else is touched."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace

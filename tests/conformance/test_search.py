@@ -1,7 +1,5 @@
 """A search finds the same on all three stores: what is there in any form, at once, and nothing that is gone."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What two outboxes that share conversations read and are told, over every store."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial

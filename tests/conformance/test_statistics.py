@@ -1,7 +1,5 @@
 """Statistics: the same figures on every store, whatever was appended or rewound, and in however many pages."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """A subscription yields every event once and each partition in order, whatever writes meanwhile."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping

@@ -1,7 +1,5 @@
 """Long rewinds and deletions: marked at once, carried out in steps; reads in between are the same."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

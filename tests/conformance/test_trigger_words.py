@@ -1,7 +1,5 @@
 """What an operator's own trigger says of an event that it refuses, on an SQLite store."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

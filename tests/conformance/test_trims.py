@@ -1,7 +1,5 @@
 """A trim takes the content away up to a version, at once or in steps, and touches nothing after it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pytest

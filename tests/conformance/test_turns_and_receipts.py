@@ -1,7 +1,5 @@
 """Turns are counted alike everywhere, receipts name what they are for, and many messages are redacted at once."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.outbox import History

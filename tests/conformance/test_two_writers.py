@@ -1,7 +1,5 @@
 """Two outboxes write one conversation: free appends both arrive; of two answers to one read, one wins, visibly."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path

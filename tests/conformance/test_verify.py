@@ -1,7 +1,5 @@
 """`db verify` finds what was changed by hand, and nothing where all that happened was delivered."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

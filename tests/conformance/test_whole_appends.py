@@ -1,7 +1,5 @@
 """An append with one condition is one change for everybody who reads, and one verdict for all its events."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pytest

@@ -4,8 +4,6 @@ It ends within ten minutes. What cannot be run on a machine is skipped, with wha
 was lost, doubled or out of order, and each control failed as it has to.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import platform

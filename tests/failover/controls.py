@@ -1,7 +1,5 @@
 """Promote a standby that lacks the tail, and deliver without the duplicate check: both have to be noticed."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Have bots append and relays deliver while a cluster is broken; then everything has to be there."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """List what happens to each cluster, and do it under load."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator

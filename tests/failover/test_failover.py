@@ -1,7 +1,5 @@
 """The command's own rules, with no server: what is skipped and why, and what is a violation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast

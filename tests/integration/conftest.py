@@ -1,7 +1,5 @@
 """A Telegram for bots of every framework."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 

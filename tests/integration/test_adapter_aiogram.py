@@ -1,7 +1,5 @@
 """A bot of aiogram on a Bot API server: nothing that was received or sent is lost, whatever fails or is killed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """What every adapter promises, whatever the framework: nothing is lost, mixed up or cut off."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

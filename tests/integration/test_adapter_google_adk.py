@@ -1,7 +1,5 @@
 """What ADK's contract asks of a session service, on three stores; its own in-memory service is the control."""
 
-from __future__ import annotations
-
 import time
 from importlib.metadata import version
 from typing import Any

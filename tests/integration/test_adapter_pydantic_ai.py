@@ -1,7 +1,5 @@
 """What Pydantic AI's contract asks of a conversation store, on three stores; its own in-memory one is the control."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 from uuid import uuid4

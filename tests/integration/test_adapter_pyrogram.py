@@ -1,7 +1,5 @@
 """A client of Kurigram without a network: its own dispatcher and methods, with a server of ours behind ``invoke``."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

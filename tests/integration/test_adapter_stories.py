@@ -1,7 +1,5 @@
 """Each adapter through an outage and two kills, and beside it what the framework itself has, through the same."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path

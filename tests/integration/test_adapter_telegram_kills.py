@@ -1,7 +1,5 @@
 """Bots on python-telegram-bot that are killed while they work: no update is lost, and no answer recorded twice."""
 
-from __future__ import annotations
-
 import asyncio
 import subprocess
 from collections import Counter

@@ -4,8 +4,6 @@ Each framework runs as it is. The model is ours: it answers, and raises what an 
 result, or a result without its call.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Every statement of an apply is counted: no trigger can swallow rows silently."""
 
-from __future__ import annotations
-
 from uuid import UUID
 
 import pytest

@@ -1,7 +1,5 @@
 """Files that are being created: on a machine with little time, by two processes at once, and by one that is killed."""
 
-from __future__ import annotations
-
 import asyncio
 import multiprocessing
 import re

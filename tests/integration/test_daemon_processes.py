@@ -1,7 +1,5 @@
 """Daemons in processes of their own, under the signals and kills that they live with."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import signal

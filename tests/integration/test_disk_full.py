@@ -1,7 +1,5 @@
 """A full disk of the history store is reported as such, at once and everywhere; free space ends it."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """An engine holds the settings that the guarantees rest on, on each of the three databases."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os

@@ -1,7 +1,5 @@
 """What is erased is gone from the bytes of the files too, soon, while they are open: the write-ahead log included."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 import subprocess

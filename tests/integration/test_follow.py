@@ -1,7 +1,5 @@
 """Follow the whole log from another process, which is killed: nothing is left out, and redactions come too."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -1,7 +1,5 @@
 """The saver passes LangGraph's own suite, extended capabilities included, on three stores."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Real graphs on the saver: channels made of their writes, and how much a long conversation takes."""
 
-from __future__ import annotations
-
 import operator
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Checkpoints leave by the rules of retention; every one that stays can be read, and its thread goes on."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import signal

@@ -1,7 +1,5 @@
 """What LangGraph's suite does not test: first writes, outages, forks, deletions in between, sync, all threads."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 from concurrent.futures import ThreadPoolExecutor

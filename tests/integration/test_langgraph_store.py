@@ -1,7 +1,5 @@
 """The memory of LangGraph on records: the same operations on the framework's own stores and on ours."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The history store's tables come from its migrations, wherever those are run, and are what the code expects."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

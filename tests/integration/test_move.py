@@ -1,7 +1,5 @@
 """A move may be cut off anywhere, given up, begun twice: one of the two stores at most ever takes deliveries."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,7 +1,5 @@
 """An item that is kept as text is reached by all that reaches a message: erasure, forks, moves, salvage, exports."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from base64 import b64encode

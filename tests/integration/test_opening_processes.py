@@ -1,7 +1,5 @@
 """Histories that are opened on first use, in processes that fork, or end without closing."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import textwrap

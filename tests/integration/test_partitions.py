@@ -1,7 +1,5 @@
 """A store whose tables the database divides: what is written and read touches the partitions that it concerns."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 

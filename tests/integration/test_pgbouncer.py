@@ -1,7 +1,5 @@
 """PgBouncer in transaction pooling: deliveries through it arrive once, in order, with the limits in force."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import signal

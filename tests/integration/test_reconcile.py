@@ -1,7 +1,5 @@
 """A history store that was restored, cut short or tampered with is noticed without a restart, healed or reported."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Records under a relay: refused ones, large ones, restored stores, damaged and copied files."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

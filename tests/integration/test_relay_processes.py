@@ -1,7 +1,5 @@
 """Relays in processes of their own: woken by commits of another, stopped beside others."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """The relay into real history stores, and what may happen to them meanwhile."""
 
-from __future__ import annotations
-
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.conversation_store import ConversationStore

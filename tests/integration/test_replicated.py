@@ -1,7 +1,5 @@
 """A store of several hosts: the one that takes writes is found, lost and found again, on real servers."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import time

@@ -1,7 +1,5 @@
 """A streamed reply is killed in the middle: what was kept of it is in the history, marked interrupted, once."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random

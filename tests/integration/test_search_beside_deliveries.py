@@ -1,7 +1,5 @@
 """An SQLite store whose search index is built while other connections write."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The launchers that every other test stands on: found or own servers, restart, crash, death with the parent."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

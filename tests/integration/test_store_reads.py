@@ -1,7 +1,5 @@
 """Reads find their rows by an index in the order of the answer, however much the store holds."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Each TLS fault is reported as what it is, against servers that get it wrong."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Whose fault a refusal is, on real stores: one event that fails like an outage, and a store that refuses all."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import AsyncIterator, Collection, Iterator

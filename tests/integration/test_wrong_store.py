@@ -1,7 +1,5 @@
 """An outbox is bound to one history store: any other gets nothing, is not read as its own, and is reported."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable

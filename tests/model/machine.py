@@ -4,8 +4,6 @@ A program is a list of steps, each a name and some numbers, from which it choose
 of the same steps is a program too.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, NamedTuple

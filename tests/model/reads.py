@@ -1,7 +1,5 @@
 """Compare what is read through each of two outboxes with what the model says."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial

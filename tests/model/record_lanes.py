@@ -1,7 +1,5 @@
 """Model records that several outboxes put into the same scopes of one store."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Final

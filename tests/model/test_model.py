@@ -1,7 +1,5 @@
 """Histories on two outboxes and a plain model of them stay equal, whatever is done, delivered, cut off and moved."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.campaigns.model import Campaign

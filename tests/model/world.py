@@ -1,7 +1,5 @@
 """Keep a store that programs share: taken away, given back, moved and verified."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

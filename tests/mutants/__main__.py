@@ -9,8 +9,6 @@ First the tests run without a mutant, and have to be green; then the controls ru
 0 if at least nine of ten mutants were caught, without those that `equivalents.json` explains.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

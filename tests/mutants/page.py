@@ -1,7 +1,5 @@
 """Show a run of mutants, for a terminal and for the page of the documentation."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The mutant is compiled in place of its module when the fork imports it: no file 
 starts do not see it. What other packages the tests import is imported once, before the fork.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

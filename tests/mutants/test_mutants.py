@@ -1,7 +1,5 @@
 """The mutants' own rules: what is changed, what is drawn, which tests are chosen, and what is published."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -11,8 +11,6 @@
 Exits with 0 if nothing was violated, every control failed as it has to, and every count was reached.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

@@ -1,7 +1,5 @@
 """Tell a part of the proof how long to run, from which seed, and in which folder."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Show the figures of a report as tables, for a terminal and for the page of the documentation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """Hold what one experiment of the proof did and found, as a row of its table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Give a fresh, empty database of each kind that is dropped afterwards, or the reason why there is none."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Whose fault it is: the codes that are tried are those of the table; the short form of the part shows the rest."""
 
-from __future__ import annotations
-
 from tests.proof.blame.part import outage_like
 
 

@@ -1,7 +1,5 @@
 """What no digest covers, and no reader sees, is where the proof of corruption looks for it."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

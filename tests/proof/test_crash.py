@@ -1,7 +1,5 @@
 """How processes are killed: where a death is planted, and what counts as a promise."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from uuid import UUID

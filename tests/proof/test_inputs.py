@@ -1,7 +1,5 @@
 """The bad input's own rules: what is a proper refusal, what counts as kept, and that nothing public is left out."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random

@@ -1,7 +1,5 @@
 """The rebuilder of disks: the trace is read right, and each model leaves what it says."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

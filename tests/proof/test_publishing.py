@@ -1,7 +1,5 @@
 """Only runs on a commit are published, and what they did is added up."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The proof's own rules: a control that finds nothing fails, and the page keeps tables of parts that did not run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

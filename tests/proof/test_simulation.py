@@ -1,7 +1,5 @@
 """The simulation's own rules: time jumps, chance repeats, there are no threads, and processes end at once."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import sqlite3

@@ -1,7 +1,5 @@
 """Random changes of conversations read as a plain model says and leave no erased text in a row."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The judgement of the soak: what has stopped to grow is flat, and what leaks slowly is not."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.proof.soak.sampling import Limit, judge

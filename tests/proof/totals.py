@@ -1,7 +1,5 @@
 """Add up what all published runs did: a committed file, a line for each part of a run."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence

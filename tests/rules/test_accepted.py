@@ -1,7 +1,5 @@
 """A listener of the tests leaves no socket behind, whenever it ends."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import socket

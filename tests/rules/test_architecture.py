@@ -1,7 +1,5 @@
 """The house holds: imports run one way, every module has one declared place, and what is forbidden is absent."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import pickle

@@ -1,7 +1,5 @@
 """What tests cost: a run says which have become dear, and fails only far above the limit."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

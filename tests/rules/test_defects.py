@@ -1,7 +1,5 @@
 """The registry of defects follows the library: each can be planted, takes something away, and gives it back."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.support.defects import DEFECTS, defect, planted

@@ -1,7 +1,5 @@
 """The page of holes names tests that are there, and controls that are planted."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

@@ -1,7 +1,5 @@
 """Every statement of a delivery and of the reads of a conversation can be sent to one partition."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every line that installs Letopis works before its first release: from a checkout, with extras that exist."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from itertools import chain

@@ -1,7 +1,5 @@
 """The tripwire fires at code of ours that opens a live file, and at nothing else."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What LETOPIS_TEST_REQUIRE names is no reason to skip a test."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.support.required import fail_if_required, missing, program

@@ -1,7 +1,5 @@
 """Programs that tests run from strings import what exists: no renaming reaches into a string."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

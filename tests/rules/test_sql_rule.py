@@ -1,7 +1,5 @@
 """No statement is built of values, and nothing runs what it is handed; the rule finds what is planted."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.proof.security.sql_rule import ALLOWED, PLANTED, broken, sources, unreasoned

@@ -1,7 +1,5 @@
 """The databases of tests are those that the migration makes."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing

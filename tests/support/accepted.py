@@ -1,7 +1,5 @@
 """Hold the connections that a listener of the tests has accepted, and cut them all."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any

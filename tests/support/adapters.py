@@ -1,7 +1,5 @@
 """Give each framework's own backend and Letopis the same items, and return what each gives back, as JSON text."""
 
-from __future__ import annotations
-
 import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Sequence

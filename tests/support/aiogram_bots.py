@@ -1,7 +1,5 @@
 """Bots of aiogram that talk to the Bot API server of the tests."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

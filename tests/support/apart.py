@@ -1,7 +1,5 @@
 """Open a history as another process would: it does not share the outbox that this process has open."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Give faults a database of a real server with one table, and what an operator would do to it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass

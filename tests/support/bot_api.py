@@ -1,7 +1,5 @@
 """A Bot API server on loopback: hands out updates, takes calls as Telegram does, and fails when it is told to."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Ask a console over HTTP, as a browser, a script or an attacker does."""
 
-from __future__ import annotations
-
 import http.client
 import re
 import socket

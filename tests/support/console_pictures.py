@@ -1,7 +1,5 @@
 """Take the pictures of the console for the documentation: ``python -m tests.support.console_pictures [folder]``."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import sys

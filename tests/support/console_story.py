@@ -1,7 +1,5 @@
 """Tell a history that has one of everything the console shows: for its tests and its pictures."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta

@@ -1,7 +1,5 @@
 """Say, fork, redact, reset and delete as a bot does, and hold every read to a plain model of it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple

@@ -1,7 +1,5 @@
 """Run daemons in processes of their own, and listen to their notifications."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

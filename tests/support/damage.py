@@ -4,8 +4,6 @@ A check that finds nothing proves something only if it finds what is there. Each
 what a faulty relay would do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from random import Random

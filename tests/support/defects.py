@@ -4,8 +4,6 @@ A control proves that a check can see: the same run with a defect planted has to
 name of a function that is gone raises ``AttributeError`` when the defect is planted.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -3,8 +3,6 @@
 ``python -m tests.support.demo_transcript`` plays the demonstration and renews all three.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

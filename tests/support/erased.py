@@ -1,7 +1,5 @@
 """What tests of erasures ask of stores and outbox files: that words are nowhere."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A server that streams answers as OpenAI Chat Completions does, on loopback."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

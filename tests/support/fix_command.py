@@ -1,7 +1,5 @@
 """Give tests of the command an empty folder, an empty environment and the command in this process."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

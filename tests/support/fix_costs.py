@@ -4,8 +4,6 @@
 ``slow``. `pytest -n 2 --record-costs` measures it, of all files or of those named; run it with nothing beside it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -1,7 +1,5 @@
 """Mount small disks that a test can fill up, break, or make read-only."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

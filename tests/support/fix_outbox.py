@@ -1,7 +1,5 @@
 """Give tests an outbox file, a history on it and the three kinds of store."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,5 @@
 """Make many outbox files, and measure a daemon that serves them, by what the system says of its process."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import shutil

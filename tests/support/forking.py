@@ -1,7 +1,5 @@
 """Run tasks in forks of this process, each of which may spoil its own: some at a time, with a limit of time."""
 
-from __future__ import annotations
-
 import math
 import os
 import pickle

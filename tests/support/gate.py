@@ -1,7 +1,5 @@
 """Forward connections to a real server until the gate is shut: then cut them and refuse new ones."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 from contextlib import AbstractAsyncContextManager

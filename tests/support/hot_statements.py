@@ -1,7 +1,5 @@
 """Run the ways that a message takes, and note the statements that they execute."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Play the calls that a run of LangGraph makes on a saver, without the framework's own loop."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

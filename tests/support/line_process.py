@@ -1,7 +1,5 @@
 """Run a process that obeys lines, and answers each with a line of JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 import select

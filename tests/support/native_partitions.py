@@ -1,7 +1,5 @@
 """Divide the tables of a history store by the database's own hash partitions."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

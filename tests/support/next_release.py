@@ -3,8 +3,6 @@
 Its code does not use what the revisions add, so that it is this release's in all else.
 """
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

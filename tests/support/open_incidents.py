@@ -1,7 +1,5 @@
 """Read the open incidents of an outbox file in a transaction of its own connection."""
 
-from __future__ import annotations
-
 from contextlib import closing
 
 import sqlalchemy as sa

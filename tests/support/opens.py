@@ -4,8 +4,6 @@ To close any descriptor of such a file drops every lock that the process holds o
 and goes takes the WAL away under it, and what was acknowledged is gone without an error anywhere.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """Take a history store away from a history that is on the same SQLite file as others."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing

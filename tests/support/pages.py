@@ -5,8 +5,6 @@ that begin with ``$`` are typed, and the others are what is then seen. ``...`` s
 in a line for any words, as a line of its own for any lines.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

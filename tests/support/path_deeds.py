@@ -1,7 +1,5 @@
 """Change the path of a conversation as frameworks do: pop, clear, put back, replace, reset; and hold reads to it."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import random

@@ -1,7 +1,5 @@
 """Find the checkout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Run TCP peers that misbehave, and a wire to a real server that can be stalled."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

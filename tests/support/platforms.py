@@ -1,7 +1,5 @@
 """Skip a test on a platform that cannot run it, and say where to run it."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """Write down what a bot was promised, where the end of its process cannot take it back, and read it again."""
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3

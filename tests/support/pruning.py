@@ -1,7 +1,5 @@
 """Prune an outbox at once, as it does by itself in quiet moments."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from letopis.outbox import History, Retention

@@ -1,7 +1,5 @@
 """Clients of Kurigram without a network: the library's own dispatcher and methods, and a server of ours behind them."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import time

@@ -1,7 +1,5 @@
 """Change records as a bot does: puts, large ones, conditional ones, deletions, and some together with a message."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable

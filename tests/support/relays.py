@@ -1,7 +1,5 @@
 """Deliver events of an outbox file to a scripted store, with a clock that can be set."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

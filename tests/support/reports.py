@@ -1,7 +1,5 @@
 """Write the reports of the proof and of the benchmark: what they were made on, their JSON, and their tables."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -3,8 +3,6 @@
 Every such skip says `needs NAME: how to get it`; the variable lists names, separated by commas.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

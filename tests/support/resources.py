@@ -1,7 +1,5 @@
 """Count what a process holds, so that a test sees what was not given back."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Say things to history stores and outboxes, and look at what became of them."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar

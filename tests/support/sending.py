@@ -1,7 +1,5 @@
 """Be a bot that appends replies, sends them to a platform that is a file, and is killed while it does."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

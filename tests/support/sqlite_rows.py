@@ -1,7 +1,5 @@
 """Read and change the rows of a SQLite file beneath the library."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path

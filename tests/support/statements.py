@@ -1,7 +1,5 @@
 """See the statements of a store, and run some over its own connections."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar

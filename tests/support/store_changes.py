@@ -1,7 +1,5 @@
 """Change a history store's database behind its back: run statements, swallow rows, copy it and put it back."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager

@@ -4,8 +4,6 @@ The bot runs in a process of its own and does each turn when it is told to, so t
 while the model thinks, and just after an answer was shown.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Applications of python-telegram-bot that talk to the Bot API server of the tests."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path

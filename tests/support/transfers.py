@@ -1,7 +1,5 @@
 """Export conversations and records as JSON Lines, and import what was exported."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

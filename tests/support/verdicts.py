@@ -1,7 +1,5 @@
 """Whether what outboxes have delivered is whole, by the plain SQL of the campaigns."""
 
-from __future__ import annotations
-
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.campaigns.invariants import check
 

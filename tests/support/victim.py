@@ -3,8 +3,6 @@
 The functions with strings and a pipe as arguments are started as processes.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging

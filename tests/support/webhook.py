@@ -1,7 +1,5 @@
 """Serve on this machine: a webhook, which keeps what it is sent, and whatever else a handler does."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The catalogues of alerts and of the console are complete and compiled."""
 
-from __future__ import annotations
-
 import gettext
 import io
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ code of the fault table that looks like an outage, beside 1 to 30 other conversa
 triggers that raise a sample of those codes, and real constraints, in real time.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

@@ -4,8 +4,6 @@ Real: what is due, how a batch is split, what is charged, the breaker, what is w
 store, the clock and the thread of the outbox file, whose tables are in memory.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import sqlite3

@@ -1,7 +1,5 @@
 """Run a bot under a clock that is set; it obeys commands line by line and reports its promises and alerts."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

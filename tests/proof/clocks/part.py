@@ -1,7 +1,5 @@
 """Prove that clocks that jump lose, block and announce nothing, on each kind of store."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Make an outbox and a history store full of conversations, and read one as a plain reader does."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import subprocess

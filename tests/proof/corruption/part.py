@@ -1,7 +1,5 @@
 """Damage copies of an outbox and a history store, compare what a plain reader sees, and ask which check noticed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

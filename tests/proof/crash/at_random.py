@@ -1,7 +1,5 @@
 """Kill a bot, its relay, or both, at moments that chance draws, while the bot talks as fast as it can."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import shutil

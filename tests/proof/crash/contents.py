@@ -1,7 +1,5 @@
 """Kill a bot at random while it writes, edits and erases large content; then nothing is lost, and nothing left."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

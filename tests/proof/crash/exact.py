@@ -1,7 +1,5 @@
 """Kill a bot with its relay at one system call after the other of a script, and see what is left each time."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import shutil

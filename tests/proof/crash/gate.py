@@ -4,8 +4,6 @@ By seccomp's notifications: the kernel asks us before it does what a thread asks
 at exactly that one, whichever thread makes it. (strace counts each thread for itself, and takes several times as long.)
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -3,8 +3,6 @@
 How each death shows in what is left tells whether it was at the moment that was meant.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """Run everything that is killed, one row after the other."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack

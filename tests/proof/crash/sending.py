@@ -1,7 +1,5 @@
 """Kill a bot between append, sending and confirmation: each reply reaches the platform, and few reach it twice."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """Kill a process in each step of a numbered erasure and of retention; whoever comes next completes what it left."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable

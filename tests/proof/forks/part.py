@@ -1,7 +1,5 @@
 """Grow thousands of trees over three stores, and show that an earlier, wrong rule would be noticed."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Draw what happens to a tree of forks, and do it to the model and to a history store alike."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Import files made to fill the memory, each in a process whose memory is measured."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

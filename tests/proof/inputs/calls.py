@@ -1,7 +1,5 @@
 """List every public method by its signature, with valid arguments of which one can be made hostile."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run every verb of `letopis` with hostile options, environment, configuration and outbox files."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import io

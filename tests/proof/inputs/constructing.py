@@ -1,7 +1,5 @@
 """Call every public constructor with one hostile argument; what it accepts is encoded or refused."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Mutate a file of JSON Lines by chance: every line is imported or refused by name, and what is imported arrives."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import io

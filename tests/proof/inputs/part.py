@@ -1,7 +1,5 @@
 """Hand everything hostile to every call, importer and command, on three stores."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, Final
 

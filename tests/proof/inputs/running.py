@@ -1,7 +1,5 @@
 """Make every call with one hostile argument, and look at what is left in the outbox and in the store."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping

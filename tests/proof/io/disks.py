@@ -1,7 +1,5 @@
 """Fill disks to the last byte and make them read-only: what was acknowledged is kept, and everything goes on later."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Let each write and each flush of a scripted bot fail in turn, once or from then on."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

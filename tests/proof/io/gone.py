@@ -1,7 +1,5 @@
 """Remove, replace or empty files under a running bot: it says so at once, and what it was promised is there."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Watch a bot in a process of its own: its event loop while flushes are slow, and every open of its files."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import os

@@ -1,7 +1,5 @@
 """Let a disk fail in each way, with controls that show that a loss would be seen."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ fail first makes idle calls, until the K-th that matters is the one that fails: 
 take most of the time. Orders come as lines of JSON on standard input, answers go to standard output.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Append to outboxes all the while, deliver each with a relay of its own, and keep what was promised."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter

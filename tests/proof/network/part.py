@@ -1,7 +1,5 @@
 """Run the experiments with the network and the servers in processes of their own, two at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Lead to a real server over connections that each meet a fate, drawn by chance from a seed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random

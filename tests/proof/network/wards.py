@@ -1,7 +1,5 @@
 """Run a server of our own with bots on it, and harm it as an administrator could."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import tempfile

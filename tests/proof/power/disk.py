@@ -1,7 +1,5 @@
 """Read what a process did to the files of a folder from a trace, and model what a power cut may leave of them."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Look into every state of a recorded disk, and cut the power for real, each with a control that does not flush."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import shutil

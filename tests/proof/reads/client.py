@@ -4,8 +4,6 @@ No other client writes its conversations, so each read has one right answer: eve
 Meanwhile the relay and other clients run, the file is pruned and the store is restored.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial

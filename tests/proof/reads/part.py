@@ -1,7 +1,5 @@
 """Compare reads with earlier acknowledgements under deliveries, rewinds, forks, prunes and restores."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Iterable

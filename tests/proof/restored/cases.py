@@ -1,7 +1,5 @@
 """Do something to a store at moments drawn by chance, and say what has to come of it."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import time

@@ -5,8 +5,6 @@
 It imports nothing of the tests, so that it is quick to start.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Callable

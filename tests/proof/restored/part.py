@@ -1,7 +1,5 @@
 """Restore, delete from, swallow in, exchange and move three kinds of stores, with controls."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Set up a bot on a store, with relays here, the command and moves in processes of their own, and what each shows."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -1,7 +1,5 @@
 """Point relays at another store than the bot's, and exchange stores beneath a relay."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import sqlite3

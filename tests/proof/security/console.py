@@ -1,7 +1,5 @@
 """Ask the console without a session, with one that ended, and with endless forms: it shows and takes nothing."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

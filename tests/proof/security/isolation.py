@@ -1,7 +1,5 @@
 """Give two owners nearly the same id: neither reads, counts, exports or erases the other's data."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import logging

@@ -1,7 +1,5 @@
 """Part: injection, isolation, modes, secrets, requests inside, and rules that the source is held to."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Plant secrets and personal words, let everything speak, and search what it says for them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

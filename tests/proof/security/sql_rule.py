@@ -1,7 +1,5 @@
 """Check that no statement is built of values, and that nothing is unpickled, evaluated or given to a shell."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

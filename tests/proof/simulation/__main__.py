@@ -1,7 +1,5 @@
 """Live through one seed of the simulation and print what happens: ``python -m tests.proof.simulation SEED``."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from functools import partial

@@ -1,7 +1,5 @@
 """Check which alerts a bot's owners and operators got, and whether they should have."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Check that what was erased is in no row, and that each streamed reply becomes one message."""
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3

@@ -1,7 +1,5 @@
 """Run each seed in a Python process of its own, which the simulation may spoil, a few at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import logging

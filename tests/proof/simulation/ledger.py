@@ -1,7 +1,5 @@
 """Keep what was appended and stored beside the files, and compare after each commit."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Run an event loop in virtual time in which chance decides the order, and whose processes can be killed."""
 
-from __future__ import annotations
-
 import asyncio
 import heapq
 import random

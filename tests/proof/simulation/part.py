@@ -1,7 +1,5 @@
 """Run many seeds, some of them twice, and each planted defect, and report them as rows."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final

@@ -1,7 +1,5 @@
 """Be the bots that append, the relays that deliver, and the operator who repairs what is stuck."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter, deque

@@ -1,7 +1,5 @@
 """Draw one seed's plan: how many bots, outboxes and relays, for how long, and what breaks."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from typing import Final, Literal

@@ -1,7 +1,5 @@
 """Check numbered erasures, holds and the retention of content against what was said, commit by commit."""
 
-from __future__ import annotations
-
 import json
 import random
 import sqlite3

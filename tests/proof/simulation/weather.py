@@ -1,7 +1,5 @@
 """Decide which file operation of the simulation fails, when and how, and count each fault that the code met."""
 
-from __future__ import annotations
-
 import random
 import sqlite3
 from collections import Counter

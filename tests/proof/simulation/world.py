@@ -1,7 +1,5 @@
 """Run one seed, from the first message to the last look at the files."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import random

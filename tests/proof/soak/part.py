@@ -1,7 +1,5 @@
 """Run bots, a daemon and faults for twenty minutes: nothing is lost; memory, descriptors and files stay flat."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

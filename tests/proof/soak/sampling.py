@@ -1,7 +1,5 @@
 """Sample what processes and files use, from ``/proc`` and the file system."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging

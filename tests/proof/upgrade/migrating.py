@@ -1,7 +1,5 @@
 """Migrate in processes of their own, killed at a statement, concurrently with others, or without the lock; and look."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

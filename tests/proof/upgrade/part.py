@@ -4,8 +4,6 @@ No release has a second revision yet, so all of it is run by the code of a next 
 revision of both ends. This release, and tagged ones if there are any, are the earlier ones.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """An agent of Microsoft Agent Framework, with a model that answers without a network."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 

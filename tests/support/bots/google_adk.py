@@ -1,7 +1,5 @@
 """An agent of Google's ADK in its runner, with a model that answers without a network."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any

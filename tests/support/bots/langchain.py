@@ -1,7 +1,5 @@
 """A chain of LangChain with a history, and a model that answers without a network."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """A graph of LangGraph with a checkpointer, and a node that answers without a network."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any

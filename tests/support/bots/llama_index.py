@@ -1,7 +1,5 @@
 """A chat engine of LlamaIndex, with a model that answers without a network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

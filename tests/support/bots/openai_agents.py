@@ -1,7 +1,5 @@
 """A bot of OpenAI's Agents SDK, with a model that answers without a network."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any

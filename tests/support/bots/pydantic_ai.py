@@ -1,7 +1,5 @@
 """An agent of Pydantic AI, with a model that answers without a network."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """An agent of Strands, with a model that answers without a network."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,5 @@
 """A bot on python-telegram-bot that polls a Bot API server of its own, with a model that answers without a network."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import AsyncIterator

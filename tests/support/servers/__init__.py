@@ -1,7 +1,5 @@
 """Find or start real database servers for tests, campaigns and benchmarks."""
 
-from __future__ import annotations
-
 from tests.support.servers.base import Server, ServerUnavailable
 from tests.support.servers.mariadb import MariaDBServer, OwnMariaDBServer
 from tests.support.servers.postgresql import OwnPostgresServer, PostgresServer

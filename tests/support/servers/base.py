@@ -1,7 +1,5 @@
 """Define what every test server can do: give its URL, create a database of a unique name, drop it."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

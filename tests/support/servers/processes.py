@@ -1,7 +1,5 @@
 """Start a server process that dies with us, wait until it answers or has died, and restart one of our own."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import socket

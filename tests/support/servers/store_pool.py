@@ -4,8 +4,6 @@ To create, migrate and drop a database takes a busy server a second; to delete a
 A database whose schema or settings a test has changed is dropped, not used again.
 """
 
-from __future__ import annotations
-
 import re
 import sqlite3
 import uuid

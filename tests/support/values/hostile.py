@@ -1,7 +1,5 @@
 """List what a caller could hand over on purpose or by mistake: strings, numbers, depths and types, each by name."""
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from collections import OrderedDict, UserDict, UserString

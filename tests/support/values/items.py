@@ -1,7 +1,5 @@
 """List what tools and models give to frameworks: each kind must come back as the framework's own backend gives it."""
 
-from __future__ import annotations
-
 import math
 from base64 import b64encode
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each value says whether it may be kept. What may be kept must come back equal fr
 refused with an error that names the field, and leave nothing behind.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

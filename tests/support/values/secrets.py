@@ -1,7 +1,5 @@
 """Secrets and personal words that are planted, and the search for them in what is said."""
 
-from __future__ import annotations
-
 PASSWORD = "pa55w0rd-of-the-store"
 OTHER = "sec0nd-secret-in-an-option"
 TOKEN = "t0ken-of-the-channel"

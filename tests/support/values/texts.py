@@ -1,7 +1,5 @@
 """List texts, and say of each whether it may be content and whether it may be an id."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """List values that are no text, and say of each whether JSON may hold it."""
 
-from __future__ import annotations
-
 import enum
 import math
 from collections.abc import Sequence

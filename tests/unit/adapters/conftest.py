@@ -1,7 +1,5 @@
 """A bot on Telegram for the tests of what its adapters share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Messages, sessions and checkpoints of Microsoft Agent Framework in a history."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

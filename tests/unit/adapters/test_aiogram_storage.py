@@ -1,7 +1,5 @@
 """The FSM storage does what aiogram's own storages do, keeps what it was told, and lives through an outage."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """An item of a framework is sealed as text and comes back as it was, or is refused."""
 
-from __future__ import annotations
-
 from base64 import b64decode, b64encode
 from typing import Any
 from zlib import compress

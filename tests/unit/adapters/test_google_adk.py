@@ -1,7 +1,5 @@
 """A session service of ADK in a history, beyond ADK's own contract."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from datetime import UTC, datetime

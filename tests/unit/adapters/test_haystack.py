@@ -1,7 +1,5 @@
 """A chat message store of Haystack in a history."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import inspect

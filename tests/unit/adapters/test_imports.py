@@ -1,7 +1,5 @@
 """Adapters import their framework when they are imported themselves, and say what is missing."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """A chat message history of LangChain in a history."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Values by content: what is stored once, what a checkpoint names, and that it comes back as it was."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any
 

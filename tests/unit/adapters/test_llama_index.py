@@ -1,7 +1,5 @@
 """A chat store of LlamaIndex in a history."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

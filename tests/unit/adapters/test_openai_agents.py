@@ -1,7 +1,5 @@
 """A session of OpenAI's Agents SDK in a history."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import AsyncIterator

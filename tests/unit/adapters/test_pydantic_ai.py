@@ -1,7 +1,5 @@
 """A conversation store of Pydantic AI in a history, beyond what Pydantic AI's contract asks."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

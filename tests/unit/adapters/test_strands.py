@@ -1,7 +1,5 @@
 """Sessions and storage of Strands in a history."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Every ready command and every button does what it says, in both languages, and only to chats of its own place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from letopis import History, Message

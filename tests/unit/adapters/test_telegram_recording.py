@@ -1,7 +1,5 @@
 """What passes between a bot and Telegram is recorded once, in the right conversation, whatever is repeated."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator

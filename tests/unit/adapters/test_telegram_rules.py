@@ -1,7 +1,5 @@
 """Keys, meanings of updates and calls, and the data of buttons: what is decided without a history."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What a crash or a failed call kept from Telegram is sent again, as far as the history holds it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 from unittest.mock import AsyncMock

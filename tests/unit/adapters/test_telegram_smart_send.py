@@ -1,7 +1,5 @@
 """An answer of any length reaches the user, whatever Telegram refuses, and is one message of the history."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Long texts become messages that Telegram accepts, and nothing of them is lost or torn."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The drop-in for the seed's ``ConversationManager``: its methods, its answers, and what it does better."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

@@ -1,7 +1,5 @@
 """The importer of the seed's JSON folders: everything comes, each thing once, and no damage stops it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Who may read and who may act: tokens, sessions, and where a form comes from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Positions of moments are found in as many steps as the logarithm of the log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from hypothesis import given

@@ -1,7 +1,5 @@
 """What pages about a history read: growth by minute, the log in brief, forks, what is stuck, and what operators did."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Figures of messages by day, owner and model, and how long answers took."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import orjson

@@ -1,7 +1,5 @@
 """The shapes of charts, the minutes of an hour, and what is vendored."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """The texts of the console: plurals, and numbers as each language writes them."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.console.i18n import language, preferred

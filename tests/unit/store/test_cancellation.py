@@ -1,7 +1,5 @@
 """Work that is shielded is never torn by a cancellation, and no cancellation is lost."""
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import gc

@@ -1,7 +1,5 @@
 """What a history store refuses before it is used, and how it reports rows of its own that are gone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

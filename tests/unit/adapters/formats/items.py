@@ -1,7 +1,5 @@
 """Make conversations in the formats of the providers, of every kind of block that their SDKs describe."""
 
-from __future__ import annotations
-
 import base64
 import random
 import re

@@ -1,7 +1,5 @@
 """A conversation that began with one provider goes on with another: words survive, and calls with their results."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise, permutations
 from types import ModuleType

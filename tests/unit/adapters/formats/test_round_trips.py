@@ -1,7 +1,5 @@
 """A provider's items come back byte for byte: from messages, from the history and from a context window."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType

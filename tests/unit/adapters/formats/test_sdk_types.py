@@ -1,7 +1,5 @@
 """What is built for another provider is what its SDK takes; skipped where the SDK is not installed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import permutations
 from typing import Any

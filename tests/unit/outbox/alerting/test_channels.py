@@ -1,7 +1,5 @@
 """Operators' channels against a real HTTP server on the loopback, the command that tries them, and their settings."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Incidents and notifications in the outbox file: what is kept, and that only one of two processes notifies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """When something is an incident, who hears of it, and when it is over: the rules, without a file or a clock."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby

@@ -1,7 +1,5 @@
 """The watch over a real outbox file with a real relay, a store that goes down, and a clock set by the test."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

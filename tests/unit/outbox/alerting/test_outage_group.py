@@ -1,7 +1,5 @@
 """One outage of a history store is one message, however many outbox files and daemons meet it."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The texts of alerts: in both languages, with right plurals, and of every fault."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The line of progress: as exact as an estimate is, no faster than eyes are, and gone at the end."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """What `history show --follow` prints: what is new, what has changed, and nothing twice."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from uuid import UUID
 

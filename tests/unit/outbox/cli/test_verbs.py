@@ -1,7 +1,5 @@
 """What verbs print, and how they end, in states that an operator seldom meets."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable

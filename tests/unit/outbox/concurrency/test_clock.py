@@ -1,7 +1,5 @@
 """Waits under clocks that jump and stand still."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.outbox.concurrency.clock import Clock, RetryTimers

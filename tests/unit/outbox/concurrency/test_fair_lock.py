@@ -1,7 +1,5 @@
 """One writer at a time, first come, first served; the lock is never lost."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from unittest.mock import Mock

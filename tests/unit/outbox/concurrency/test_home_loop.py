@@ -1,7 +1,5 @@
 """A block that another loop or thread is in ends after the calls inside it, whenever they end."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,5 @@
 """Settings: flag before environment before letopis.toml before default, and errors that name their place."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 from typing import Any

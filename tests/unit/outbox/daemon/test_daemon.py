@@ -1,7 +1,5 @@
 """The daemon in this process: which files it serves, what it says of them, and when it stops saying that it is well."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable

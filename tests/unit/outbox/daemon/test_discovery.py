@@ -1,7 +1,5 @@
 """Names and patterns become files, each once; files that a pattern matches by chance are left alone."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import tempfile

@@ -1,7 +1,5 @@
 """Many files in one daemon: which are open, when the others are opened, and what is said of them meanwhile."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import sqlite3

@@ -1,7 +1,5 @@
 """What the daemon answers over HTTP, and to whom."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

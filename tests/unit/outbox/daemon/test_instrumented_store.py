@@ -1,7 +1,5 @@
 """An instrumented store delivers as any other, and measures duration and outcome."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 

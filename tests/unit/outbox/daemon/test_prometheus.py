@@ -1,7 +1,5 @@
 """The metrics follow Prometheus's conventions, contain no personal data, and are the ones in the reference."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from typing import Any

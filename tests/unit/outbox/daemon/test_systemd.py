@@ -1,7 +1,5 @@
 """The notifier speaks the sd_notify protocol, and sends nothing if nothing listens."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

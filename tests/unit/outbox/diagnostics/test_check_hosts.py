@@ -1,7 +1,5 @@
 """What the doctor says of each host of a URL that names several."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.outbox.diagnostics.check_hosts import Host, judge_hosts

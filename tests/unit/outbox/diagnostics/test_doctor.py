@@ -1,7 +1,5 @@
 """letopis doctor: one line per check, with what to do; it changes nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What `letopis outbox verify` finds in events that somebody has changed by hand, in the file or in its store."""
 
-from __future__ import annotations
-
 import re
 from datetime import timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A damaged outbox is distinguished from a sound one, and all events with a valid digest are recovered and listed."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import subprocess

@@ -1,7 +1,5 @@
 """Delivery outcomes recorded in the lanes."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

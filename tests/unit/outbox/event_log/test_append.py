@@ -1,7 +1,5 @@
 """Append: sequences without gaps, an id never with two contents, a conversation never with two owners."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

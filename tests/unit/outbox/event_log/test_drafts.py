@@ -1,7 +1,5 @@
 """Drafts: what is saved of a reply, its content while it grows, and which writers count as alive."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

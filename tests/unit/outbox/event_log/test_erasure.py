@@ -1,7 +1,5 @@
 """The content of a deleted or reset conversation is erased from the file in steps, whatever its length."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The index of event ids finds what reading all events finds, and an append writes few pages."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import sqlite3

@@ -1,7 +1,5 @@
 """What is on the path, as far as an outbox file tells."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.outbox.event_log.known_path import KnownPath, PathStep

@@ -1,7 +1,5 @@
 """What is pending, and what is delivered next."""
 
-from __future__ import annotations
-
 import tracemalloc
 from functools import partial
 from typing import Any

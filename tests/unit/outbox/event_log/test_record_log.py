@@ -1,7 +1,5 @@
 """What the outbox file keeps of records: values beside their events, within bounds."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Sequence

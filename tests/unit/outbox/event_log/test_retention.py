@@ -1,7 +1,5 @@
 """Delivered events stay for a while, pending ones until they are delivered."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Noticing what other processes do to the outbox file."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import sqlite3

@@ -1,7 +1,5 @@
 """A full outbox or disk refuses new events, and everything else continues."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import shutil

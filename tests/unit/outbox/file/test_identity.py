@@ -1,7 +1,5 @@
 """A missing file beside the outbox is noticed, and looked at no more often than needed."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

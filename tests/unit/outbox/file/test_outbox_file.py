@@ -1,7 +1,5 @@
 """The outbox file is created private, migrated once, refused when it is something else, and told from its copy."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os

@@ -1,7 +1,5 @@
 """The writer groups, isolates and retries under the same ids, and cannot be torn."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

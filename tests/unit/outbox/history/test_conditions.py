@@ -1,7 +1,5 @@
 """Conditional appends: what came since is looked at in the outbox at once, and a conflict writes nothing."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verbs of a conversation: what they undo and what they refuse; pending or saved, store up or down."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

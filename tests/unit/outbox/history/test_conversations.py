@@ -1,7 +1,5 @@
 """Several chats per owner: which one is active, the list, and their totals; pending or saved."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """A server that falls silent never holds anything up: every way to one has a deadline, and the event loop runs on."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 

@@ -1,7 +1,5 @@
 """Forks and time travel as a bot sees them: the same before, during and after an outage."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path

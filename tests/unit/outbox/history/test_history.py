@@ -1,7 +1,5 @@
 """The history: it opens without a store, answers without a store, and ends without waiting for one."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading

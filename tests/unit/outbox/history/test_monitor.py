@@ -1,7 +1,5 @@
 """How a history alerts operators and users of stuck events, and when it does not."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Opening anywhere: on first use, from any loop and thread, once for all histories on a file."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import inspect
@@ -125,7 +123,7 @@ async def test_a_first_use_that_is_cancelled_leaves_nothing_open(tmp_path: Path)
         if not task.cancelled() or (history._home._outbox is not None and history._home.loop is not None):
             await history.close()  # it is open, or was, and the append was cancelled
         assert REGISTRY.outboxes == []
-    assert own_threads() == threads
+    assert own_threads() <= threads
 
 
 async def test_an_option_or_keyword_that_is_none_is_refused(history: History) -> None:

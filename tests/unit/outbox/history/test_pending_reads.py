@@ -1,7 +1,5 @@
 """Reads of pending events: whatever is delivered when, a read shows every message, once and in order."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path

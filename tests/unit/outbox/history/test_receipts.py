@@ -1,7 +1,5 @@
 """Receipts: True once the history store holds it, whichever process delivers it; False if it will not without help."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Records of a history: from any loop, pending and stored together, and what is known of them without the store."""
 
-from __future__ import annotations
-
 import asyncio
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Replies: written piece by piece, never lost by an exception or a cancellation, and known until they are confirmed."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

@@ -1,7 +1,5 @@
 """A streamed reply and the bot's own rows commit together, or not at all."""
 
-from __future__ import annotations
-
 import asyncio
 import multiprocessing
 import time

@@ -1,7 +1,5 @@
 """A search includes pending messages, and excludes what was rewound here, before the store knows of it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterable

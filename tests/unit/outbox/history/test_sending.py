@@ -1,7 +1,5 @@
 """Replies that were appended and never confirmed are sent again: in order, later and later, within a limit of age."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """A transaction: the bot's rows and its words together, or neither, also on a connection of the bot's own."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

@@ -1,7 +1,5 @@
 """Count the calls and modules that a message passes, exactly, whatever the load: so that ways stay short."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

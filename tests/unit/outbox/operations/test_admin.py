@@ -1,7 +1,5 @@
 """An event that a real store refuses: all else is delivered, and each verb brings it to an end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

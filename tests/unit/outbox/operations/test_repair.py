@@ -1,7 +1,5 @@
 """What an operator can do about stuck events, on an open transaction of the outbox file."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial

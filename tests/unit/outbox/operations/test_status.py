@@ -1,7 +1,5 @@
 """The status: figures that agree with what is in the file, and a contract for scripts."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """The merge rules of reads, without a file and without a store: a slice, a view, and the result."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial

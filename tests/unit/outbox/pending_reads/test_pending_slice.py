@@ -1,7 +1,5 @@
 """What is read of the file: the verdicts of the history store with it, and the newest where not all fit."""
 
-from __future__ import annotations
-
 import sqlite3
 from dataclasses import replace
 from functools import partial

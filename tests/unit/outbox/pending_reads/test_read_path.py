@@ -1,7 +1,5 @@
 """Reads hold what was acknowledged before them, on each store, and a slow question is that question's trouble alone."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable

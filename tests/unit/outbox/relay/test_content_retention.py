@@ -1,7 +1,5 @@
 """How the retention of content shares a relay's time."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path

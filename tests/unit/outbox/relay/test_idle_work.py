@@ -1,7 +1,5 @@
 """What a relay does for its history store between two deliveries."""
 
-from __future__ import annotations
-
 from typing import cast
 
 from letopis.outbox.concurrency.clock import Clock

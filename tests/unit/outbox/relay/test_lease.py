@@ -1,7 +1,5 @@
 """One relay per outbox file."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import stat

@@ -1,7 +1,5 @@
 """When a refused event is retried and when its lane is blocked; which breaker opens, and what ends its outage."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Isolating the event that makes a batch fail."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A comparison with the store reports each loss once, each recovery at once, and asks nothing for no lanes."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from functools import partial
 from typing import cast

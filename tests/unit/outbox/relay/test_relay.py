@@ -1,7 +1,5 @@
 """The relay's own behaviour, against a scripted store."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Sequence

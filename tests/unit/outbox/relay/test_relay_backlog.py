@@ -1,7 +1,5 @@
 """A long backlog: two batches are in flight at once, never two of one conversation, and a failure ends that."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path

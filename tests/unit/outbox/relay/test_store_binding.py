@@ -1,7 +1,5 @@
 """An outbox is bound by the holder of its lease, never to a store that was moved away; a rebind resets lost lanes."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from functools import partial
 from typing import cast

@@ -1,7 +1,5 @@
 """Decide whether the history store is contacted at all."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

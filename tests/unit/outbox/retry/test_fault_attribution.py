@@ -1,7 +1,5 @@
 """Attributing failed deliveries to an event or to the history store."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

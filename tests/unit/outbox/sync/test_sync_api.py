@@ -1,7 +1,5 @@
 """The synchronous API: the same methods, from any thread, and never an endless wait."""
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import inspect
@@ -305,7 +303,7 @@ def test_after_its_end_everything_says_closed_and_nothing_is_left(tmp_path: Path
     for wrong in (history.status, receipt.saved, receipt.state, history.transaction().__enter__, history.__enter__):
         with pytest.raises(Closed):
             wrong()
-    assert own_threads() == threads
+    assert own_threads() <= threads
     assert open_descriptors() == descriptors
     with BlockingHistory(tmp_path / "bot.outbox.db") as again:
         assert texts(again, "c1") == ["hi"] * 3
@@ -318,7 +316,7 @@ def test_an_opening_that_fails_leaves_no_thread(tmp_path: Path) -> None:
     store: Any = ConversationStore(tmp_path / "h.db")
     with pytest.raises(ConfigurationError, match="URL or path"):
         BlockingHistory(tmp_path / "bot.db", store=store)
-    assert own_threads() == threads
+    assert own_threads() <= threads
 
 
 def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:

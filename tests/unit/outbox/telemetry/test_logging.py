@@ -1,7 +1,5 @@
 """Log lines: one line per record, context under fixed names, nothing forged, nothing personal."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

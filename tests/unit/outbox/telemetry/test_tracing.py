@@ -1,7 +1,5 @@
 """Spans hold how much was delivered and the class of a fault, and no personal data."""
 
-from __future__ import annotations
-
 import sqlite3
 import sys
 from contextlib import closing, nullcontext

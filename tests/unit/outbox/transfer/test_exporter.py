@@ -1,7 +1,5 @@
 """What an export holds of conversations that are forked, archived, deleted or cut off."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path

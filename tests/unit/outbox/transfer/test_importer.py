@@ -1,7 +1,5 @@
 """What an import asks of the history store does not grow with the conversation."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which of several hosts a connector takes, what it closes, and what it says when it can take none."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What refused an event is named by the schema's own words, and no value ever is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """What a driver raises is put into its class; `tests/campaigns/faults.py` has each row of the table really happen."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import socket

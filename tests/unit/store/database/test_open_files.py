@@ -1,7 +1,5 @@
 """Too few file descriptors: reported as such, not at each turn of a loop, and over once there are more."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

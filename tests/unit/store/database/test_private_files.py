@@ -1,7 +1,5 @@
 """A flush reaches the medium also where fsync does not."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

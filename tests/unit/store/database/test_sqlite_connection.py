@@ -1,7 +1,5 @@
 """A statement is one hop into the thread, whatever is asked of its rows they are all there, and nothing stays open."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing

@@ -1,7 +1,5 @@
 """A transaction of a file runs in one thread from beginning to end, and leaves nothing behind however it ends."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sqlite3

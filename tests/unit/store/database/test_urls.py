@@ -1,7 +1,5 @@
 """A URL is accepted as users write it, or refused with a sentence that helps and holds no secret."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Functions run in order in one thread, and no caller interrupts them."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os

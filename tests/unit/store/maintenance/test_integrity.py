@@ -1,7 +1,5 @@
 """`db verify` names what was changed by hand in an SQLite store, and a WAL that is not whole."""
 
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Long work in the store as a relay sees it: a step between two deliveries, told in the file, with signs of life."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is encoded is equal for equal content, decodes to itself, and holds nothing that a store would refuse."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import OrderedDict

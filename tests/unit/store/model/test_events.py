@@ -1,7 +1,5 @@
 """Events say what happened in types that every release can read, also those of other releases."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Large strings go out of an event and come back as they were; a caller's own strings are no references."""
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

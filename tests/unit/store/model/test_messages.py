@@ -1,7 +1,5 @@
 """Messages and their parts survive the way to JSON and back, whatever wrote them."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 from uuid import UUID

@@ -1,7 +1,5 @@
 """A message whose fields are made when they are read is the message that was made at once."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import fields, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Where the records of a conversation, an owner and a space are kept."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.store.model.identifiers import partition_of

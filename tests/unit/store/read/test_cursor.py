@@ -1,7 +1,5 @@
 """A cursor comes back as it was, and every other text is refused in one way."""
 
-from __future__ import annotations
-
 from base64 import urlsafe_b64encode
 from typing import Any
 

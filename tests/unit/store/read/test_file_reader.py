@@ -1,7 +1,5 @@
 """A read of a file says what the reader of a server says, which reads with other statements."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What an apply will write follows from what was delivered and what was found, and from nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID

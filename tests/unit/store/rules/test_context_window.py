@@ -1,7 +1,5 @@
 """A window for a model holds what fits, whole: no call without its result, no result without its call."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Events of a delivery are decoded alike by the short way and the long one, and damage is found by either."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """A filter takes the messages to which everything applies that it names."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID

@@ -1,7 +1,5 @@
 """Folding events gives the conversation and its messages, from the beginning or from what was read before."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """The verdicts on conditional events: by what a writer had seen, however its events are split into deliveries."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What the changes of a record lane come to follows from what is stored, and from nothing else."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any

@@ -1,7 +1,5 @@
 """The two sinks of the reducer, a fold and a projection of rows, agree on the result of events."""
 
-from __future__ import annotations
-
 from random import Random
 from uuid import UUID
 

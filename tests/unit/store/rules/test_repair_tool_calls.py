@@ -1,7 +1,5 @@
 """What is returned of a conversation that a killed process has left: every call with its result, and nothing else."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Which rule counts for a conversation, and which values are refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Counts add up by role and label, and erased messages are told apart by what was appended before."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A transcript shows every message and its state, and cannot be deceived by message content."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone

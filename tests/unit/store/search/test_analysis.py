@@ -1,7 +1,5 @@
 """Words, queries, matches and snippets: the rules of a search, whichever the store."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor

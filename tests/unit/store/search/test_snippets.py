@@ -1,7 +1,5 @@
 """A snippet is a part of a text on one line that tears nothing a reader sees as one."""
 
-from __future__ import annotations
-
 import pytest
 
 from letopis.store.search.query import match, parse

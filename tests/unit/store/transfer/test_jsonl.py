@@ -1,7 +1,5 @@
 """JSON Lines: what goes in comes out, and what cannot is refused by name and line."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """An apply says that it erased content, so that the SQLite file's WAL is truncated, and that it stood still."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Large content that the outbox file lacks, or has changed, is refused with the reason."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

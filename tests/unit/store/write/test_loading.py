@@ -1,7 +1,5 @@
 """What is too long for one transaction is marked, a hold spares, and a refused event makes nothing else late."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """When the active conversation leaves, the next one is chosen by activity before that."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

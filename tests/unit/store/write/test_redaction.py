@@ -1,7 +1,5 @@
 """What erases content takes all of it and nothing else; a deletion retains what forks read until none does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

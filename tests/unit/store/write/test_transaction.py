@@ -1,7 +1,5 @@
 """A store notes when it last heard of an outbox, once an hour, and takes nothing once it was moved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
