@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip insta
 
 import httpx
 from telegram import MessageEntity, Update
-from telegram.error import BadRequest, Forbidden, TelegramError, TimedOut
+from telegram.error import BadRequest, TimedOut
 from telegram.ext import (
     Application,
     BaseRateLimiter,
@@ -28,16 +30,14 @@ from telegram.ext import (
     filters,
 )
 
-from letopis.adapters.telegram import LetopisChats, LetopisPersistence, unrecorded
-from letopis.adapters.telegram_core.chats import Chats
-from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
+from letopis.adapters.telegram import LetopisChats, LetopisPersistence
 from letopis.outbox import History
 from letopis.store import Delivery, InvalidInput, OutboxFull
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi, until
-from tests.support.bots import CHAT, shown_by
+from tests.support.bots import CHAT, process, shown_by
 from tests.support.sayings import present
 from tests.support.servers.processes import free_port
+from tests.support.telegram_bots import answering as answering_process
 from tests.support.telegram_bots import on, polling
 
 Context = ContextTypes.DEFAULT_TYPE
@@ -72,121 +72,6 @@ async def said(history: History, conversation: str = CHAT) -> list[tuple[str, st
     return [(one.role, one.text) for one in await history.messages(conversation)]
 
 
-# Sent again.
-
-
-async def test_replies_that_a_crash_or_a_failed_call_kept_back_are_sent(api: BotApi, tmp_path: Path) -> None:
-    path = tmp_path / "bot.outbox.db"
-    async with History(path, relay=False) as before:
-        outgoing = OutgoingRecorder(Chats(before, BOT_ID, files=tmp_path / "files"))
-        assert await outgoing.begin(ChatKey(bot_id=BOT_ID, chat_id=1001), "<b>Good day</b>", parse_mode="HTML")
-    chats = LetopisChats(path, relay=False, sender=True)
-    application = answering(chats, api)
-    api.cut("sendMessage", accepted=False)  # of the first, which is tried once more
-    async with polling(application):
-        await until(api, lambda: api.texts() == ["<b>Good day</b>"])
-        api.cut("sendMessage", accepted=False)
-        await shown_by(api, "What is tea?")
-        while await chats.history.unconfirmed():  # noqa: ASYNC110 - nothing rings
-            await asyncio.sleep(0.01)
-        messages = await chats.history.messages(CHAT)
-
-    assert api.texts()[1] == "answer to What is tea?"
-    modes = [call.payload.get("parse_mode") for call in api.calls if call.method == "sendMessage" and call.result]
-    assert modes == ["HTML", None]
-    assert [message.delivery for message in messages if message.role == "assistant"] == [Delivery.SENT] * 2
-
-
-# Recording.
-
-
-async def test_recorded_first(api: BotApi, chats: LetopisChats, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the outbox takes nothing, Telegram keeps the update; then it comes once."""
-    refused, application = list[int](), answering(chats, api)
-    real = chats.parts.incoming.record
-
-    async def full(update: Any) -> Any:
-        if len(refused) < 2:
-            refused.append(api.confirmed)
-            raise OutboxFull("no space")
-        return await real(update)
-
-    monkeypatch.setattr(chats.parts.incoming, "record", full)
-    api.say("first")
-    api.say("second")
-    async with polling(application):
-        await until(api, lambda: len(api.texts()) == 2)
-
-    assert refused == [0, 0]
-    assert api.texts() == ["answer to first", "answer to second"]
-    texts = [text for _, text in await said(chats.history)]  # both updates may come before the first answer
-    assert sorted(texts) == ["answer to first", "answer to second", "first", "second"]
-    assert all(texts.index(question) < texts.index(f"answer to {question}") for question in ("first", "second"))
-
-
-async def test_an_update_that_comes_again_is_handled_once(api: BotApi, chats: LetopisChats) -> None:
-    update = api.say("once")
-    async with polling(answering(chats, api)):
-        await until(api, lambda: len(api.texts()) == 1 and api.confirmed >= update["update_id"])
-        api.repeat(update)
-        await shown_by(api, "twice")
-    assert api.texts() == ["answer to once", "answer to twice"]
-    assert len(await said(chats.history)) == 4
-
-
-async def test_edits_topics_and_deletions_are_followed(api: BotApi, chats: LetopisChats) -> None:
-    async def remove(update: Update, context: Context) -> None:
-        message = present(update.message)
-        await (await message.reply_text("draft")).edit_text("final")
-        await (await message.reply_text("wrong")).delete()
-
-    application = on(chats.builder(), api).build()
-    application.add_handler(MessageHandler(filters.UpdateType.MESSAGE & filters.TEXT, remove))
-    message = api.message("What is coffee?", chat=-100123, message_thread_id=7, is_topic_message=True)
-    api.push(message=message)
-    async with polling(application):
-        await until(api, lambda: any(one.method == "deleteMessage" for one in api.calls))
-        api.push(edited_message={**message, "text": "What is tea?", "edit_date": message["date"] + 1})
-        await until(api, lambda: api.confirmed >= 2)
-
-    found = await chats.history.messages(f"tg:{BOT_ID}:-100123:t7")
-    assert [(one.text, one.redacted) for one in found] == [("What is tea?", False), ("final", False), ("", True)]
-
-
-async def test_what_telegram_refuses_is_recorded_as_failed(api: BotApi, chats: LetopisChats) -> None:
-    raised: list[object] = []
-
-    async def on_error(update: object, context: Context) -> None:
-        raised.append(context.error)
-
-    application = answering(chats, api)
-    application.add_error_handler(on_error)
-    api.fail("sendMessage", 403, "Forbidden: bot was blocked by the user")
-    api.say("one")
-    api.cut("sendMessage", accepted=True)
-    api.say("two")
-    async with polling(application):
-        await until(api, lambda: len(raised) == 2)
-
-    states = {one.text: one.delivery for one in await chats.history.messages(CHAT)}
-    assert states["answer to one"] == Delivery.FAILED
-    assert states["answer to two"] == Delivery.APPENDED  # nobody knows
-    assert [one.conversation_id for one in await chats.history.unconfirmed()] == [CHAT]
-    assert isinstance(raised[0], Forbidden) and isinstance(raised[1], TelegramError)
-    assert await chats.parts.incoming.unhandled() == []  # a handler that raises has ended
-
-
-async def test_a_group_that_moves_keeps_its_conversation(api: BotApi, chats: LetopisChats) -> None:
-    application = answering(chats, api)
-    api.fail("sendMessage", 400, "Bad Request: group chat was upgraded", migrate_to_chat_id=-100999)
-    async with polling(application):
-        await shown_by(api, "before", chat=-55)
-        await shown_by(api, "after", chat=-100999)
-    assert [one["chat"]["id"] for one in api.sent()] == [-100999, -100999]
-    texts = [text for _, text in await said(chats.history, f"tg:{BOT_ID}:-55")]
-    assert texts == ["before", "answer to before", "after", "answer to after"]
-
-
 async def test_the_bots_own_limiter_and_processor_are_wrapped(api: BotApi, chats: LetopisChats) -> None:
     async def passed_on(callback: Any, args: Any, kwargs: Any, *_: Any) -> Any:
         return await callback(*args, **kwargs)
@@ -212,33 +97,6 @@ async def test_the_bots_own_limiter_and_processor_are_wrapped(api: BotApi, chats
     limited = [one.args[3::2] for one in limiter.process_request.await_args_list]
     assert {("getMe", None), ("sendMessage", 5)} <= set(limited)
     assert await said(chats.history) == [("user", "question"), ("assistant", "answer")]
-
-
-async def test_a_backlog_is_answered_in_order_and_what_was_not_handled_goes_first(
-    api: BotApi, chats: LetopisChats
-) -> None:
-    order: list[str] = []
-
-    async def answer(update: Update, context: Context) -> None:
-        question = (await chats.chat(update).context(turns=20)).messages[-1].text
-        order.append(question)
-        if question.startswith("old"):
-            await asyncio.sleep(0.1)
-        order.append(question)
-        await chats.smart_send(update, f"answer to {question}")
-
-    application = handled_by(answer, chats.builder().concurrent_updates(8), api)
-    for number in range(3):
-        await chats.parts.incoming.record(api.say(f"old {number}"))
-    for number in range(3):
-        api.say(f"new {number}")
-    async with polling(application):
-        await until(api, lambda: len(api.texts()) == 6)
-
-    assert order[:6] == [text for number in range(3) for text in [f"old {number}"] * 2]
-    asked = [f"old {number}" for number in range(3)] + [f"new {number}" for number in range(3)]
-    assert sorted(api.texts()) == sorted(f"answer to {one}" for one in asked)
-    assert len(await said(chats.history)) == 12
 
 
 async def test_a_webhook_answers_after_the_update_is_recorded(
@@ -288,96 +146,31 @@ async def test_an_own_webhook_puts_updates_into_the_queue(api: BotApi, chats: Le
     assert api.texts() == ["answer", "answer"]
 
 
-# Use.
-
-
-async def test_a_long_answer_is_a_file_and_one_message(api: BotApi, chats: LetopisChats) -> None:
-    long = "Tea is a leaf. " * 300
-
-    async def answer(update: Update, context: Context) -> None:
-        bold = [MessageEntity("bold", 0, 3)]
-        sent = await chats.smart_send(update, long, entities=bold, reply=True, disable_notification=True)
-        assert sent.sent_as == "file"
-
-    application = handled_by(answer, chats.builder(), api)
-    api.say("Tell me all")
-    async with polling(application):
-        await until(api, lambda: len(api.sent("sendDocument")) == 1)
-    _, answered = await chats.history.messages(CHAT)
-    assert answered.text == long
-    assert answered.delivery_data["sent_as"] == "file"
-    assert Path(answered.delivery_data["file_path"]).read_text(encoding="utf-8") == long
-    (call,) = (one for one in api.calls if one.method == "sendDocument")
-    assert call.payload["caption"].startswith("Tea is a leaf.")
-    assert call.payload["caption_entities"][0]["type"] == "bold"
-
-
 async def test_a_bot_writes_to_a_chat_by_itself(api: BotApi, chats: LetopisChats) -> None:
     application = on(chats.builder(), api).build()
     async with application:
         chat = await chats.of_chat(1001)
-        await chats.smart_send(chat, "Good morning")
-        with unrecorded():
-            await application.bot.send_message(1001, "one moment")
+        await chats.smart_send(chat, "Good morning", entities=[MessageEntity("bold", 0, 4)], disable_notification=True)
         with pytest.raises(BadRequest):
             await application.bot.send_message(1001, " ")
+    [call] = [one.payload for one in api.calls if one.method == "sendMessage" and one.result]
+    assert (call["entities"][0]["type"], call["disable_notification"]) == ("bold", "true")
     assert await said(chats.history) == [("assistant", "Good morning"), ("assistant", " ")]
     assert [one.delivery for one in await chats.history.messages(CHAT)] == [Delivery.SENT, Delivery.FAILED]
 
 
-async def test_the_menu_comes_before_the_handlers_of_the_bot(api: BotApi, chats: LetopisChats) -> None:
-    application = answering(chats, api, describe=True)
-    async with polling(application):
-        await shown_by(api, "What is tea?")
-        await shown_by(api, "/new Coffee")
-        await shown_by(api, "/list@fake_bot")
-        rows = api.calls[-1].payload["reply_markup"]["inline_keyboard"]
-        [data] = [button["callback_data"] for button, *_ in rows if button["text"].endswith("What is tea?")]
-        api.press(data, api.sent()[-1])
-        await until(api, lambda: any(one.method == "answerCallbackQuery" for one in api.calls))
-        await shown_by(api, "/rename")
-        prompt = api.sent()[-1]
-        while await chats.parts.local.answered(CHAT, prompt["message_id"]) is None:  # noqa: ASYNC110 - nothing rings
-            await asyncio.sleep(0.01)
-        await shown_by(api, "Кофе", reply_to_message=prompt)
-        await shown_by(api, "/list@other_bot")
-
-    assert api.texts()[-1] == "answer to /list@other_bot"
-    titles = {one.title for one in await chats.history.conversations(owner=CHAT)}
-    assert titles == {"What is tea?", "Кофе"}
-    assert [one.method for one in api.calls].count("setMyCommands") == 2
-    active = await chats.history.active(CHAT)
-    assert await said(chats.history, active.conversation_id) == [("assistant", "answer to /list@other_bot")]
-
-
-async def test_a_bots_own_buttons_and_commands_pass(api: BotApi, chats: LetopisChats) -> None:
+async def test_a_bots_own_buttons_pass(api: BotApi, chats: LetopisChats) -> None:
     seen: list[str] = []
 
     async def note(update: Update, context: Context) -> None:
-        seen.append(update.callback_query.data if update.callback_query else update.message.text)  # type: ignore[arg-type,union-attr]
+        seen.append(str(present(update.callback_query).data))
 
-    application = on(chats.builder(commands=("new",)), api).build()
-    application.add_handler(CommandHandler("list", note))
+    application = on(chats.builder(), api).build()
     application.add_handler(CallbackQueryHandler(note))
-    api.say("/list")
     api.press("mine:1", {**api.message("x"), "from": {"id": BOT_ID, "is_bot": True, "first_name": "Bot"}})
     async with polling(application):
-        await until(api, lambda: len(seen) == 2)
-    assert seen == ["/list", "mine:1"]
-
-
-# Lifecycle.
-
-
-async def test_a_history_that_it_opened_is_closed_with_the_application(api: BotApi, tmp_path: Path) -> None:
-    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
-    application = answering(chats, api)
-    async with polling(application):
-        await shown_by(api, "question")
-    with pytest.raises(Exception, match="closed"):
-        await chats.history.messages(CHAT)
-    async with History(tmp_path / "bot.outbox.db", relay=False) as again:
-        assert len(await said(again)) == 2
+        await until(api, lambda: len(seen) == 1)
+    assert seen == ["mine:1"]
 
 
 async def test_another_process_keeps_what_it_is_handling(api: BotApi, chats: LetopisChats) -> None:
@@ -409,9 +202,6 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=why):
             deed()
     assert TimedOut().message  # of a call without an answer
-
-
-# Persistence.
 
 
 def form(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
@@ -508,3 +298,62 @@ async def test_a_bot_starts_while_the_store_is_away(alone: History) -> None:
     assert data == {}
     with pytest.raises(Exception, match="unreachable"):
         await persistent(alone, when_unknown="raise").get_user_data()
+
+
+QUESTIONS = 5
+KILLS = 2
+
+
+async def recorded_answers(api: BotApi, folder: Path, monkeypatch: pytest.MonkeyPatch, *, recalls: bool) -> list[str]:
+    """Kill a bot while Telegram takes an answer of its, twice; return the answers that are recorded in the end.
+
+    In each life the bot answers one question, and is killed at the second one: Telegram has shown that answer, or not.
+    """
+    take, lives = api.take, list[subprocess.Popen[bytes]]()
+    sends = 0
+
+    def killing(method: str, payload: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        nonlocal sends
+        if method != "sendMessage":
+            return take(method, payload)
+        sends += 1
+        if sends != 2 or len(lives) > KILLS:
+            return take(method, payload)
+        if len(lives) % 2:
+            take(method, payload)
+        lives[-1].kill()
+        return 0, {}
+
+    monkeypatch.setattr(api, "take", killing)
+    for number in range(QUESTIONS):
+        api.say(f"question {number}")
+    for _ in range(KILLS):
+        sends = 0
+        with process(answering_process, api.url, folder, recalls=recalls) as running:
+            lives.append(running)
+            assert await asyncio.to_thread(running.wait, 120) == -9
+    with process(answering_process, api.url, folder, recalls=recalls) as running:
+        lives.append(running)
+        await until(api, lambda: len(set(api.texts())) == QUESTIONS)
+        running.terminate()
+        assert await asyncio.to_thread(running.wait, 60) == 0
+    async with History(folder / "bot.outbox.db", relay=False) as history:
+        return [one.text for one in await history.messages(CHAT, last=None) if one.role == "assistant"]
+
+
+@pytest.mark.slow
+async def test_no_answer_is_recorded_twice_whenever_the_bot_is_killed(
+    api: BotApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = await recorded_answers(api, tmp_path, monkeypatch, recalls=True)
+    assert Counter(answers) == Counter(f"answer to question {number}" for number in range(QUESTIONS))
+
+
+@pytest.mark.slow
+async def test_a_bot_that_forgets_what_it_had_sent_records_it_twice(
+    api: BotApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the same kills."""
+    answers = await recorded_answers(api, tmp_path, monkeypatch, recalls=False)
+    assert set(answers) == {f"answer to question {number}" for number in range(QUESTIONS)}
+    assert len(answers) > QUESTIONS
