@@ -16,14 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from letopis.console.hosted import HostedConsoles
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
-from tests.support.daemons import DaemonProcess, Ear, ask, letopis, until
-from tests.support.fleets import EVENTS_PER_FILE, figures_of, make_fleet
-from tests.support.moves import run_sql
-from tests.support.platforms import linux_only, posix_only
+from tests.support.daemons import DaemonProcess, Ear, ask, until
+from tests.support.platforms import posix_only
 from tests.support.relays import say
 from tests.support.sqlite_rows import rows
 
-pytestmark = posix_only("Windows has no POSIX signals")
+pytestmark = [posix_only("Windows has no POSIX signals"), pytest.mark.usefixtures("elsewhere")]
 
 WEDGED = """
 import asyncio, time
@@ -157,7 +155,7 @@ def test_a_wedged_event_loop_feeds_the_watchdog_no_more(tmp_path: Path, ear: Ear
         assert ear.count("WATCHDOG=1") == fed
 
 
-def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
+def test_health_and_metrics_are_answered(tmp_path: Path, letopis: Any) -> None:
     path = filled(tmp_path / "bot.outbox.db")
     with DaemonProcess("--listen", "0", folder=tmp_path) as daemon:
         port = daemon.port()
@@ -169,54 +167,55 @@ def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
         assert abs(found["letopis_relay_last_progress_timestamp_seconds"] - time.time()) < 60
         assert found["process_open_fds"] > 3
         assert ask(port, "/healthz/live")[0] == 200
-        healthy = [letopis("healthcheck", *more, folder=tmp_path) for more in ((), ("--listen", str(port)))]
+        healthy = [letopis("healthcheck", *more) for more in ((), ("--listen", str(port)))]
         daemon.end()
-    unhealthy = [letopis("healthcheck", *more, folder=tmp_path) for more in ((), ("--listen", str(port)))]
+    unhealthy = [letopis("healthcheck", *more) for more in ((), ("--listen", str(port)))]
 
-    assert [(done.returncode, done.stdout, done.stderr) for done in healthy] == [(0, "", "")] * 2
-    assert [done.returncode for done in unhealthy] == [Exit.FAILED] * 2
-    assert "no relay runs on 'bot.outbox.db'" in unhealthy[0].stderr
-    assert "no answer from 127.0.0.1" in unhealthy[1].stderr
+    assert [(done.code, done.out, done.err) for done in healthy] == [(0, "", "")] * 2
+    assert [done.code for done in unhealthy] == [Exit.FAILED] * 2
+    assert "no relay runs on 'bot.outbox.db'" in unhealthy[0].err
+    assert "no answer from 127.0.0.1" in unhealthy[1].err
+    # A container's health check may end with nothing else but 0 and 1.
+    (tmp_path / "letopis.toml").write_text("[nonsense]\n")
+    assert letopis("healthcheck").code == 1
 
 
-def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path) -> None:
+def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path, letopis: Any) -> None:
     paths = [filled(tmp_path / name) for name in ("a.outbox.db", "b.outbox.db")]
     store = ("--store", str(tmp_path / "history.db"))
 
-    fine = letopis("relay", "--once", "--outbox", str(tmp_path / "*.outbox.db"), *store, folder=tmp_path)
-    worse = letopis(
-        "relay", "--once", *(f"--outbox={path}" for path in paths), *store[:1], "/no/such/dir/h.db", folder=tmp_path
-    )
-    nothing = letopis("relay", "--once", "--outbox", str(tmp_path / "*.none"), folder=tmp_path)
+    fine = letopis("relay", "--once", "--outbox", str(tmp_path / "*.outbox.db"), *store)
+    worse = letopis("relay", "--once", *(f"--outbox={path}" for path in paths), *store[:1], "/no/such/dir/h.db")
+    nothing = letopis("relay", "--once", "--outbox", str(tmp_path / "*.none"))
 
-    assert (fine.returncode, fine.stderr.count("4 delivered, 0 left")) == (Exit.OK, 2)
-    assert worse.returncode == Exit.CONFIGURATION
-    assert nothing.returncode == Exit.NOTHING
+    assert (fine.code, fine.err.count("4 delivered, 0 left")) == (Exit.OK, 2)
+    assert worse.code == Exit.CONFIGURATION
+    assert nothing.code == Exit.NOTHING
 
 
-def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Path) -> None:
+def test_drain_waits_for_the_relay_that_works_and_says_what_is_left(tmp_path: Path, letopis: Any) -> None:
     path = filled(tmp_path / "bot.outbox.db")
     store = ("--store", "history.sqlite")
-    letopis("pause", folder=tmp_path)
+    letopis("pause")
     with DaemonProcess(*store, folder=tmp_path) as daemon:
         daemon.works()
-        left, once = (letopis("relay", *how, *store, folder=tmp_path) for how in (["--drain", "2"], ["--once"]))
+        left, once = (letopis("relay", *how, *store) for how in (["--drain", "2"], ["--once"]))
         still = pending(path)
         with DaemonProcess("--drain", "120", *store, folder=tmp_path) as drain:
-            letopis("resume", folder=tmp_path)
+            letopis("resume")
             ended = drain.wait()
         daemon.end()
     drained = pending(path)
     filled(path, messages=1)
-    alone = letopis("relay", "--drain", "60", *store, folder=tmp_path)  # it delivers itself where no relay runs
+    alone = letopis("relay", "--drain", "60", *store)  # it delivers itself where no relay runs
 
-    assert (left.returncode, once.returncode, still) == (Exit.LATER, Exit.LATER, 4)
-    assert "another relay runs on this outbox" in left.stderr
+    assert (left.code, once.code, still) == (Exit.LATER, Exit.LATER, 4)
+    assert "another relay runs on this outbox" in left.err
     assert (ended, drained) == (Exit.OK, 0)
-    assert (alone.returncode, pending(path)) == (Exit.OK, 0)
+    assert (alone.code, pending(path)) == (Exit.OK, 0)
 
 
-def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Path) -> None:
+def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Path, letopis: Any) -> None:
     """One with a damaged page, one that was cut to nothing; and two files that are no outbox."""
     fine = filled(tmp_path / "fine.db")
     damaged, cut = filled(tmp_path / "damaged.db"), filled(tmp_path / "cut.outbox.db")
@@ -237,64 +236,17 @@ def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Pat
     with DaemonProcess(*pattern, "--store", "history.sqlite", "--listen", "0", folder=tmp_path) as daemon:
         until(lambda: pending(fine) == 0, "delivered from the third")
         until(told, "two unusable files")
-        checked = letopis("healthcheck", *pattern, folder=tmp_path)
+        checked = letopis("healthcheck", *pattern)
         daemon.end()
     filled(fine, "c2", 1)
-    once = letopis("relay", "--once", *pattern, "--store", "history.sqlite", folder=tmp_path)
+    once = letopis("relay", "--once", *pattern, "--store", "history.sqlite")
 
     assert (health["ready"], health["degraded"], sum(health["outboxes"].values())) == (True, True, 3)
-    assert checked.returncode == Exit.FAILED
-    assert "cut.outbox.db" in checked.stderr
-    assert once.returncode not in (Exit.OK, Exit.NOTHING)
-    assert "cut.outbox.db" in once.stderr and "damaged.db" in once.stderr
+    assert checked.code == Exit.FAILED
+    assert "cut.outbox.db" in checked.err
+    assert once.code not in (Exit.OK, Exit.NOTHING)
+    assert "cut.outbox.db" in once.err and "damaged.db" in once.err
     assert pending(fine) == 0
     assert rows(cut, "SELECT count(*) FROM sqlite_schema") == [(0,)]
     consoles: Any = SimpleNamespace(_outboxes=pattern[1:])
     assert set(HostedConsoles.named(consoles)) == {"fine.db", "damaged.db", "cut.outbox.db"}
-
-
-def test_healthcheck_knows_0_and_1_only(tmp_path: Path) -> None:
-    """A container's health check may end with nothing else."""
-    missing = letopis("healthcheck", folder=tmp_path)
-    (tmp_path / "letopis.toml").write_text("[nonsense]\n")
-    wrong = letopis("healthcheck", folder=tmp_path)
-
-    assert (missing.returncode, wrong.returncode) == (1, 1)
-    assert "there is no outbox" in missing.stderr
-
-
-@pytest.mark.slow
-@linux_only("the figures of a process come from /proc")
-def test_daemon_of_twenty_files_takes_few_threads_and_one_descriptor_each(
-    tmp_path: Path, fresh_postgresql_url: str
-) -> None:
-    store = fresh_postgresql_url
-    assert letopis("db", "upgrade", "--store", store, folder=tmp_path).returncode == 0
-    paths = asyncio.run(make_fleet(tmp_path, 20))
-    arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", store, "--listen", "0")
-    with DaemonProcess(*arguments, folder=tmp_path) as daemon:
-        most = 0
-
-        def closed() -> bool:
-            nonlocal most
-            now = figures_of(daemon.pid)
-            most = max(most, now.threads)
-            return pending(*paths) == 0 and now.open_files == 0
-
-        until(closed, "delivered and closed", patience=120)
-        now = figures_of(daemon.pid)
-        health = json.loads(ask(daemon.port(), "/healthz/ready")[1])
-        metrics = {one.name: one for one in parse(ask(daemon.port(), "/metrics")[1])}
-        # A reload reaches the closed files too.
-        daemon.signal(signal.SIGHUP)
-        until(lambda: daemon.said("the configuration was read again"), "read again")
-        filled(paths[5], "more", 1)
-        until(lambda: pending(*paths) == 0, "delivered after it")
-        daemon.end()
-    assert most < 20
-    assert now.outbox_descriptors <= 20  # their locks
-    assert health["outboxes"] == {"working": 20, "standby": 0, "wrong_store": 0, "unusable": 0}
-    assert (health["ready"], health["pending"]) == (True, 0)
-    assert metrics["letopis_relay_delivered_events"].samples[0].value == 20 * EVENTS_PER_FILE
-    stored = asyncio.run(run_sql(store, "SELECT conversation_id, version FROM letopis_events"))
-    assert len(stored) == len(set(stored)) == 20 * EVENTS_PER_FILE + 2

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +21,6 @@ from letopis.store.database.hosts import HostAddress
 from letopis.store.database.urls import hosts_of, normalise_url
 from tests.integration.test_migrations import alembic
 from tests.support.bench import ask, fault_at
-from tests.support.daemons import letopis
 from tests.support.relays import drained, running, say, until
 from tests.support.required import missing
 from tests.support.sayings import NewStore
@@ -188,12 +188,15 @@ async def test_a_slow_statement_is_left_in_peace(kind: str, new_store_url: NewSt
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_commands_and_migrations_take_several_hosts(kind: str, new_store_url: NewStore, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_commands_and_migrations_take_several_hosts(
+    kind: str, new_store_url: NewStore, letopis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = with_hosts(new_store_url(kind), free_port())
     alembic("upgrade", "head", url=url)
+    monkeypatch.setenv("LETOPIS_STORE", url)
     for words in (("db", "check"), ("init",), ("relay", "--once")):
-        done = letopis(*words, folder=tmp_path, LETOPIS_STORE=url)
-        assert done.returncode == 0, done.stdout + done.stderr
-    shown = letopis("doctor", folder=tmp_path, LETOPIS_STORE=url).stdout
+        done = letopis(*words)
+        assert done.code == 0, done
 
-    assert f"127.0.0.1:{hosts_of(url)[0].port},127.0.0.1:{hosts_of(url)[1].port}/" in shown
+    assert f"127.0.0.1:{hosts_of(url)[0].port},127.0.0.1:{hosts_of(url)[1].port}/" in letopis("doctor").out

@@ -1,11 +1,10 @@
 """Reads find their rows by an index in the order of the answer, however much the store holds."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import pytest
 import sqlalchemy as sa
@@ -20,35 +19,51 @@ from letopis.store import (
     Message,
     MessageSent,
     ReactionAdded,
-    ReactionRemoved,
     Upcasters,
 )
-from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
-from letopis.store.read.statements import MAX_FIXED_LIMITS
 from letopis.store.testing.outbox import Outbox
+from tests.conftest import STORES
 from tests.support.resources import open_descriptors, own_threads
 from tests.support.sayings import new_outbox, present, send
+from tests.support.servers.postgresql import in_own_loop
 from tests.support.statements import over, statements_of
 
 MANY = 2_000
 Filled = tuple[ConversationStore, Outbox]
 
 
-@pytest.fixture
-async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbox]]:
+@pytest.fixture(scope="module", params=STORES)
+def filled_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Outbox]]:
     """Four thousand conversations, and one of four thousand events; the planner has seen them."""
-    async with ConversationStore.open(store_url, migrate=True) as store:
-        outbox = Outbox()
-        for number in range(MANY):
-            outbox.append(f"chat-{number}", ConversationStarted(owner_id=f"owner-{number % 2}"))
-            # Of two owners alone, every planner would rather read both.
-            outbox.append(f"only-{number}", ConversationStarted(owner_id=f"of-one-{number}"))
-        for number in range(MANY):
-            outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
-        await send(store, outbox, "plain", *(Message.user("x") for _ in range(60)))
-        await over(store, analyse)
+    outbox = Outbox()
+    for number in range(MANY):
+        outbox.append(f"chat-{number}", ConversationStarted(owner_id=f"owner-{number % 2}"))
+        # Of two owners alone, every planner would rather read both.
+        outbox.append(f"only-{number}", ConversationStarted(owner_id=f"of-one-{number}"))
+    for number in range(MANY):
+        outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
+
+    async def fill(url: str) -> None:
+        async with ConversationStore.open(url, migrate=True) as store:
+            await send(store, outbox, "plain", *(Message.user("x") for _ in range(60)))
+            await over(store, analyse)
+
+    pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
+    url = f"sqlite:///{tmp_path_factory.mktemp('reads') / 'store.db'}" if pool is None else pool.take()
+    in_own_loop(fill(url))
+    yield url, outbox
+    if pool is not None:
+        pool.give_back(url)
+
+
+@pytest.fixture
+async def filled(filled_url: tuple[str, Outbox]) -> AsyncIterator[Filled]:
+    url, outbox = filled_url
+    async with ConversationStore.open(url) as store:
         yield store, outbox
 
 
@@ -168,19 +183,6 @@ async def test_messages_and_views_take_one_and_two_round_trips(filled: Filled) -
     assert [len(one) for one in plain] == [1, 1]
 
 
-async def test_a_conversation_whose_messages_become_plain_again_is_read_as_one(store: ConversationStore) -> None:
-    """What is on the page decides, and whatever way it is read the messages are the same."""
-    outbox = await new_outbox(store, "a", *(Message.user(f"{number}", id=f"m{number}") for number in range(30)))
-    before = await store.messages("a", last=5)
-    await send(store, outbox, "a", ReactionAdded(message_id="m29", key="+1"))
-    marked = [await store.messages("a", last=5) for _ in range(2)]
-    await send(store, outbox, "a", ReactionRemoved(message_id="m29", key="+1"))
-
-    assert marked[0] == marked[1]
-    assert [len(message.reactions) for message in marked[0]] == [0, 0, 0, 0, 1]
-    assert [await store.messages("a", last=5) for _ in range(3)] == [before] * 3
-
-
 async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(filled: Filled) -> None:
     store, outbox = filled
     windows = [Window(last=5), Window(first=5), Window(last=5, before=9), Window(first=3, after=50), Window()]
@@ -249,28 +251,10 @@ async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_
                     assert "version = " in looked_up, (statement, plan)
 
 
-async def test_those_who_page_with_ever_other_sizes_make_no_statements_without_end(store: ConversationStore) -> None:
-    await new_outbox(store, "plain", *(Message.user("x") for _ in range(60)))
-    for size in range(1, 60):
-        assert len(await store.messages("plain", last=size)) == size
-    ready = await store._runtime.prepared()
-
-    # The statements serve every store of the process: shapes whose limit is bound are few, whoever reads.
-    fixed = [shape for shape, _ in ready.reader._statements._plain_windows if shape.limit is not None]
-    assert len(fixed) <= MAX_FIXED_LIMITS
-    assert [len(await store.messages("plain", last=size)) for size in (1, 31, 59)] == [1, 31, 59]
-
-
 # --- What speed rests on and no machine changes: statements per delivery, rows per read, threads per file ---
 
 
 CONVERSATIONS = 8
-ROWS_READ: Final = {
-    "postgresql": "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables",
-    "mariadb": "SELECT sum(variable_value) FROM information_schema.session_status WHERE variable_name IN"
-    " ('HANDLER_READ_KEY', 'HANDLER_READ_NEXT', 'HANDLER_READ_PREV', 'HANDLER_READ_RND_NEXT')",
-}
-"""How many rows this session has looked at, as its server counts them."""
 
 
 async def test_a_delivery_takes_as_many_statements_for_many_events_as_for_few(store_url: str, tmp_path: Path) -> None:
@@ -292,34 +276,6 @@ async def test_a_delivery_takes_as_many_statements_for_many_events_as_for_few(st
         text for text, _ in many
     )  # fewer where many rows are copied rather than inserted
     assert len(few) <= 30, "\n".join(text for text, _ in few)
-
-
-@pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
-async def test_read_of_a_long_conversation_looks_at_as_many_rows_as_of_a_short_one(
-    store_url: str, tmp_path: Path
-) -> None:
-    backlog = await Backlog.open(tmp_path / "bot.outbox.db", store_url)
-    asked = sa.text(ROWS_READ[backlog.store.url.get_backend_name()])
-
-    async def rows_read(lineage: Lineage, connection: AsyncConnection) -> int:
-        before = (await connection.execute(asked)).scalar_one()
-        between = (await connection.execute(asked)).scalar_one()
-        page = await lineage.reader.messages(connection, "chat-0", Window(last=50))
-        after = (await connection.execute(asked)).scalar_one()
-        assert len(page) == 50
-        return int((after - between) - (between - before))  # without what the question itself costs
-
-    found = []
-    try:
-        for more in (60, 600):
-            await backlog.owe(conversations=1, each=more, text="hello")
-            await backlog.drain()
-            found.append(await backlog.store.outbox_access.snapshot(rows_read))
-    finally:
-        await backlog.close()
-    short, long = found
-    assert 50 <= short <= 51 * 4, found
-    assert long == short, found
 
 
 async def test_a_file_costs_few_threads_and_descriptors(tmp_path: Path) -> None:
