@@ -13,7 +13,7 @@ from tests.support.relays import deliver_all, until
 pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
 
 from langchain_core.messages import AIMessage, HumanMessage
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import START, StateGraph
 
 from letopis.adapters.langgraph import LetopisSaver
 from tests.support.langgraph_turns import config, put
@@ -39,8 +39,7 @@ def delta_graph(saver: LetopisSaver, *, every: int) -> Any:
     return StateGraph(state).add_node("answer", answer).add_edge(START, "answer").compile(checkpointer=saver)
 
 
-@pytest.mark.parametrize("durability", ["async", "sync", "exit"])
-@pytest.mark.parametrize("every", [1000, 7])
+@pytest.mark.parametrize(("every", "durability"), [(1000, "sync"), (7, "async"), (7, "exit")])
 async def test_prune_keeps_what_a_delta_channel_is_made_of(history: History, every: int, durability: str) -> None:
     graph = delta_graph(LetopisSaver(history), every=every)
     for number in range(12):
@@ -101,24 +100,8 @@ async def test_a_copied_delta_thread_is_whole(bot: History) -> None:
     assert len(copied.values["said"]) == 8
 
 
-async def test_time_travel_and_forks_of_a_graph(bot: History) -> None:
-    def answer(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [AIMessage(f"You said: {state['messages'][-1].content}")]}
-
-    graph = StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer")
-    graph = graph.compile(checkpointer=LetopisSaver(bot))
-    for text in ("one", "two"):
-        await graph.ainvoke({"messages": [HumanMessage(text)]}, AT)
-    [past, *_] = [one async for one in graph.aget_state_history(AT) if len(one.values.get("messages", ())) == 2]
-    await graph.ainvoke({"messages": [HumanMessage("other")]}, past.config)
-    await deliver_all(bot)
-    said = [one.content for one in (await graph.aget_state(AT)).values["messages"]]
-    assert said == ["one", "You said: one", "other", "You said: other"]
-    assert len([one async for one in graph.aget_state_history(AT)]) == 9
-
-
-LONG_TURNS = 333
-MOST_BYTES = 10_000_000
+LONG_TURNS = 120
+MOST_BYTES = 4_000_000
 
 
 async def converse(saver: Any, turns: int) -> list[Any]:
@@ -160,4 +143,4 @@ async def test_a_long_thread_is_small_and_its_latest_near(tmp_path: Path, monkey
 
     sizes = {name: (tmp_path / name).stat().st_size for name in ("history.db", "bot.outbox.db", "official.db")}
     assert sizes["history.db"] < MOST_BYTES / 2
-    assert sizes["history.db"] + sizes["bot.outbox.db"] < MOST_BYTES < sizes["official.db"] / 10
+    assert sizes["history.db"] + sizes["bot.outbox.db"] < MOST_BYTES < sizes["official.db"] / 4

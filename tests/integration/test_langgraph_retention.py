@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from letopis.outbox import History, Relay, Retention
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.history.checkpoints import prune_checkpoints
+from letopis.outbox.history.records import Records
 from letopis.store import ContentRetention, ConversationStore, Message, RetentionRule
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 from letopis.store.model.events import utc_now
@@ -26,7 +25,7 @@ pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --gr
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
-from letopis.adapters.langgraph import LetopisSaver
+from letopis.adapters.langgraph import LetopisSaver, pruning
 from tests.integration.test_langgraph_graphs import delta_state
 from tests.support.langgraph_turns import Salted, config, put, values_of
 
@@ -170,35 +169,25 @@ async def test_a_value_that_another_outbox_puts_again_stays(store_url: str, tmp_
         assert await values_of(LetopisSaver(one), again) == {"big": f"old {LONG}"}
 
 
-async def test_a_bot_prunes_by_its_own_relay(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'history.db'}"
-    async with opened(url, tmp_path / "bot.outbox.db") as bot:
+@pytest.mark.parametrize("daemon", [False, True], ids=["bot", "daemon"])
+async def test_a_relay_prunes_by_its_settings(tmp_path: Path, daemon: bool) -> None:
+    url, path = f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db"
+    async with opened(url, path) as bot:
         await fill(bot, "chat-1", 5)
     retention = Retention(content=LAST_TWO)
-    async with History(tmp_path / "bot.outbox.db", store=url, retention=retention, watch=False) as bot:
+    settings = DaemonSettings(outboxes=(str(path),), store=url, retention=retention)
+    serving = Daemon(lambda: settings, scan_interval=0.05)
+    task = asyncio.create_task(serving.run()) if daemon else None
+    async with History(path, store=url, retention=retention, relay=not daemon, watch=False) as bot:
 
         async def pruned() -> bool:
             return (await bot.status()).retention.checkpoints == 3 and await bot.drained(0)
 
         await until(pruned, patience=60)
         assert await left(bot, "chat-1") == 2
-
-
-async def test_a_daemon_prunes_by_its_settings(tmp_path: Path) -> None:
-    url, path = f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db"
-    async with opened(url, path) as bot:
-        await fill(bot, "chat-1", 5)
-    settings = DaemonSettings(outboxes=(str(path),), store=url, retention=Retention(content=LAST_TWO))
-    daemon = Daemon(lambda: settings, scan_interval=0.05)
-    running = asyncio.create_task(daemon.run())
-    try:
-        await until(lambda: running.done() or (daemon.workers and daemon.workers[0].stats.checkpoints == 3))
-        async with opened(url, path) as bot:
-            await until(lambda: bot.drained(0))
-            assert await left(bot, "chat-1") == 2
-    finally:
-        daemon.stop()
-        await running
+    serving.stop()
+    if task is not None:
+        await task
 
 
 async def test_without_langgraph_all_else_goes_on(
@@ -236,63 +225,47 @@ async def test_encrypted_checkpoints_are_pruned_without_the_key(
         assert len([one async for one in saver.alist(config("old"))]) == 4
 
 
-RELAY = """
-import asyncio, os, signal, sys
-from functools import partial
-from letopis.adapters.langgraph import pruning
-from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.history.checkpoints import prune_checkpoints
-from letopis.outbox.history.records import Records
-from letopis.outbox.relay import relay
-from letopis.store import ContentRetention, ConversationStore
-
-pruning._DELETED_AT_ONCE = 3
-inner, kills = Records._delete, sys.argv[3]
-
-async def delete(self, changes, unchanged):
-    if kills == "before the last" and any("checkpoints" in repr(c.change.prefix) for c in changes) and unchanged:
-        os.kill(os.getpid(), signal.SIGKILL)
-    done = await inner(self, changes, unchanged)
-    if kills == "after each":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-
-Records._delete = delete
-
-async def main(outbox, store):
-    file = await OutboxFile.open(outbox)
-    async with ConversationStore.open(store) as history:
-        prune = partial(prune_checkpoints, file, history)
-        content = ContentRetention(checkpoints_last=2)
-        await relay.Relay(file, history, retention=content, prune=prune).drain()
-    await file.close()
-
-asyncio.run(main(*sys.argv[1:3]))
-"""
+class _Killed(BaseException):
+    """The end of a process, as far as the deletions are concerned."""
 
 
 @pytest.mark.slow
-async def test_a_kill_after_each_deletion_is_resumed(store_url: str, tmp_path: Path) -> None:
-    path = tmp_path / "bot.outbox.db"
-    async with opened(store_url, path) as bot:
-        await fill(bot, "chat-1", 7)
-        await fill(bot, "chat-2", 7)
-        await Relay(bot.outbox, bot.store).drain()
+@pytest.mark.parametrize("last", [False, True], ids=["after each", "before the last"])
+async def test_deletions_that_a_kill_cut_off_are_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    monkeypatch.setattr(pruning, "_DELETED_AT_ONCE", 3)
+    url, path, kills, delete = f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db", 0, Records._delete
+    threads = ("chat-1", "chat-2")
 
-    async def run(where: str) -> int:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", RELAY, str(path), store_url, where)
-        return await process.wait()
-
-    assert await run("before the last") == -signal.SIGKILL
-    kills = 0
-    while (ended := await run("after each")) == -signal.SIGKILL:
+    async def killed(records: Any, changes: Any, unchanged: Any) -> Any:
+        nonlocal kills
         kills += 1
-        async with opened(store_url, path) as bot:
+        if last and unchanged and any("checkpoints" in repr(one.change.prefix) for one in changes):
+            raise _Killed
+        done = await delete(records, changes, unchanged)
+        if not last:
+            raise _Killed
+        return done
+
+    async with opened(url, path) as bot:
+        for thread in threads:
+            await fill(bot, thread, 7)
+        await Relay(bot.outbox, bot.store).drain()
+    monkeypatch.setattr(Records, "_delete", killed)
+    ended = False
+    while not ended:
+        async with opened(url, path) as bot:
+            with suppress(_Killed):
+                await retain(bot, LAST_TWO)
+                ended = True
             await Relay(bot.outbox, bot.store).drain()
-            assert await left(bot, "chat-1") >= 2 and await left(bot, "chat-2") >= 2
-    assert ended == 0 and kills >= 4
-    async with opened(store_url, path) as bot:
-        for thread in ("chat-1", "chat-2"):
+            assert all([await left(bot, thread) >= 2 for thread in threads])
+        if last:
+            monkeypatch.setattr(Records, "_delete", delete)
+    assert kills >= (1 if last else 4)
+    async with opened(url, path) as bot:
+        for thread in threads:
             assert await left(bot, thread) == 2
             before = len(await bot.records(conversation=thread).list(limit=1_000))
             await LetopisSaver(bot).aprune([thread], keep_last=2)
