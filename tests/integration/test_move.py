@@ -314,7 +314,7 @@ async def test_a_redaction_during_the_copy_arrives(source: str, target: str, mon
     assert await sound(target) == []
 
 
-async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_store_url: New) -> None:
+async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_store_url: New, tmp_path: Path) -> None:
     other = new_store_url("sqlite")
     await fill(other, talks=1, each=1)
     with pytest.raises(ConfigurationError, match="holds another history"):
@@ -322,7 +322,10 @@ async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_s
     with pytest.raises(ConfigurationError, match="same store"):
         await move(source, source)
     with pytest.raises(ConfigurationError, match="no such file"):
-        await move(target, source)
+        await move(new_store_url("sqlite"), source)
+    rows(source.removeprefix("sqlite:///"), f"VACUUM INTO '{tmp_path / 'copy.db'}'")
+    with pytest.raises(ConfigurationError, match="or a copy of it"):
+        await move(source, tmp_path / "copy.db")
     await move(source, target)
     with pytest.raises(ConfigurationError, match="name that store as the source"):
         await move(source, new_store_url("sqlite"))
@@ -331,12 +334,6 @@ async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_s
     back = new_store_url("sqlite")
     await move(target, back)
     assert await open_ones(source, target, back) == [back]
-
-
-async def test_a_copy_of_the_store_is_no_target(source: str, tmp_path: Path) -> None:
-    rows(source.removeprefix("sqlite:///"), f"VACUUM INTO '{tmp_path / 'copy.db'}'")
-    with pytest.raises(ConfigurationError, match="or a copy of it"):
-        await move(source, tmp_path / "copy.db")
 
 
 async def test_names_its_target(source: str, target: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch) -> None:

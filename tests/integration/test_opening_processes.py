@@ -50,13 +50,6 @@ ENDINGS = {
             blocking.append("c1", Message.user(text))
             print(text, flush=True)
     """,
-    "an exception": """
-        async def main():
-            await say("a")
-            await say("b")
-            sys.exit(0)
-        asyncio.run(main())
-    """,
 }
 
 

@@ -1,42 +1,31 @@
 """A history store that was restored, cut short or tampered with is noticed without a restart, healed or reported."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
-from letopis.outbox import History, Incident
-from letopis.outbox.alerting.channels import Alert
+from letopis.outbox import Incident
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.diagnostics.integrity import differences, read_reference
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.status import Status, read_status
 from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore
 from letopis.store.database.engines import create_store_engine
 from letopis.store.maintenance.continuity import LogCount
-from letopis.store.model.messages import Message
-from tests.support.platforms import posix_only
 from tests.support.relays import DOWN, Hands, ToldStore, drained, lane, relay_on, running, say, until
 from tests.support.sayings import present
 from tests.support.servers import PostgresServer
-from tests.support.sqlite_rows import rows
 from tests.support.statements import statements_of
 from tests.support.store_changes import copied, put_back, run_there
 from tests.support.verdicts import is_whole
 
 NEVER = 1e9
 SOON = 0.1
-STORED = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
-
 Every = Callable[[float], None]
 
 
@@ -58,6 +47,7 @@ async def contradictions(outbox: OutboxFile, url: str) -> list[str]:
         await engine.dispose()
 
 
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 async def test_absorbed_fault_compares(
     outbox: OutboxFile, store: ConversationStore, store_url: str, every: Every
 ) -> None:
@@ -105,56 +95,6 @@ async def test_a_lost_connection_makes_the_relay_compare(
         assert relay.breaker.trips == 0
 
 
-async def test_a_connection_made_anew_by_a_read_is_enough(outbox: OutboxFile) -> None:
-    """In quiet, of a store of which only the generation changes."""
-    store = ToldStore()
-    async with running(relay_on(outbox, store)):
-        await say(outbox, "a", 3)
-        await drained(outbox)
-        await asyncio.sleep(0.1)
-        store.lanes.clear()
-        store.outbox_access.continuity.generation += 1
-        outbox.appended.notify()
-        await until(lambda: store.held("a") == 4)
-
-
-async def test_operators_hear_of_deleted_events_are_reminded_and_hear_the_end(outbox: OutboxFile) -> None:
-    """And users hear nothing: what they said was saved, and nothing of theirs waits."""
-    store = ToldStore()
-    hands = Hands()
-    relay = relay_on(outbox, store, hands=hands)
-    alerts, users = list[Alert](), list[Incident]()
-    operators: Any = SimpleNamespace(name="test", recipient="test", send=alerts.append)
-    watch = AlertMonitor(outbox, channels=(operators,), on_stuck=users.append, now=hands.now, monotonic=hands.monotonic)
-    await say(outbox, "a", 2, owner="ann")
-    await relay.drain()
-    await relay.lease.acquire()
-
-    async def look() -> None:
-        hands.advance(reconcile.RECONCILE_INTERVAL_SECONDS)
-        await relay.drain_once()
-        await relay.drain_once()
-        await watch.observe_once()
-
-    store.outbox_access.continuity.look = LogCount(missing=2, partition=0, after=0, upto=3)
-    for _ in range(4):
-        await look()
-    assert [one.title for one in alerts] == ["Letopis: The history has lost events"]
-    assert "lacks 2 events between the positions 1 and 3" in alerts[0].text
-    assert "restore the store from a backup" in alerts[0].text
-    for _ in range(2):
-        hands.advance(86_400)
-        await look()
-    assert [one.title for one in alerts[1:]] == ["Letopis: still: The history has lost events"] * 2
-
-    store.outbox_access.continuity.look = LogCount()
-    for _ in range(4):
-        await look()
-    assert [one.title for one in alerts[3:]] == ["Letopis: The history is complete again"]
-    assert (await status_of(outbox)).healthy
-    assert users == []
-
-
 async def test_a_user_is_not_told_of_what_was_saved_once(outbox: OutboxFile) -> None:
     store = ToldStore()
     told: list[Incident] = []
@@ -172,7 +112,7 @@ async def test_a_user_is_not_told_of_what_was_saved_once(outbox: OutboxFile) -> 
     assert told == []
 
 
-@pytest.mark.parametrize(("gone", "missing"), [(0, []), (1, [0]), (9, [1]), (30, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(("gone", "missing"), [(9, [1]), (30, [0, 1, 2, 3, 4])])
 async def test_a_long_log_is_counted_a_stretch_at_a_time(
     outbox: OutboxFile, store: ConversationStore, store_url: str, gone: int, missing: list[int]
 ) -> None:
@@ -193,7 +133,11 @@ async def test_a_long_log_is_counted_a_stretch_at_a_time(
     assert [number for number, one in enumerate(looks) if one.missing] == missing
 
 
-async def test_quiet_costs_a_few_statements(outbox: OutboxFile, store: ConversationStore, hands: Hands) -> None:
+async def test_quiet_costs_a_few_statements(
+    outbox: OutboxFile, store: ConversationStore, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The identity of the store is checked by the real clock, which would count on a busy machine.
+    monkeypatch.setattr("letopis.store.database.store_identity.RECHECK_SECONDS", 3_600.0)
     relay = relay_on(outbox, store, hands=hands)
     for number in range(30):
         await say(outbox, f"c{number}", 2)
@@ -221,22 +165,17 @@ async def test_quiet_costs_a_few_statements(outbox: OutboxFile, store: Conversat
     assert (count("letopis_log_heads"), len(asked)) == ((20, 30) if embedded else (15, 25))
 
 
-async def test_the_lanes_delivered_to_last_are_compared_each_time(outbox: OutboxFile, hands: Hands) -> None:
+async def test_the_lanes_delivered_to_last_are_compared_each_time(
+    outbox: OutboxFile, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With many more lanes than one comparison takes."""
+    monkeypatch.setattr(reconcile, "LANES_PER_REQUEST", 3)
+    monkeypatch.setattr(reconcile, "MAX_RECENT_LANES", 1)
     store = ToldStore()
     relay = relay_on(outbox, store, hands=hands)
-
-    def fill(connection: sa.Connection) -> None:
-        lanes = [(f"b{number:05}", 1, 1, 1, "ready", 0, 0) for number in range(2_000)]
-        connection.exec_driver_sql(
-            "INSERT INTO letopis_outbox_lanes (conversation_id, head, delivered, pruned, state, attempts, due_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            lanes,
-        )
-        for one in lanes:
-            store.lanes[one[0]] = [(None, b"")]
-
-    await outbox.write(fill)
+    for number in range(20):
+        await say(outbox, f"b{number:02}")
+    await relay.drain()
     await say(outbox, "zz", 2)
     await relay.drain()
     store.lanes["zz"].pop()
@@ -264,35 +203,3 @@ async def test_another_relay_that_took_over_writes_nothing(outbox: OutboxFile) -
     looks._all_after, looks._log_next = None, True
     assert (await looks.compare(-1)).fenced
     assert (await status_of(outbox)).incidents == ()
-
-
-@posix_only("Windows removes no open file")
-async def test_history_file_removed_under_a_running_bot_is_missed_and_filled_on_request(tmp_path: Path) -> None:
-    """The pool, and the connection that is kept for small reads, kept using the file that was no longer at its path;
-    receipts said ``saved``, and what was delivered before was missed only after the next start."""
-    store = tmp_path / "history.db"
-    async with History(tmp_path / "bot.outbox.db", store=store) as history:
-        await history.append("c1", *(Message.user(f"before {number}") for number in range(5)))
-        assert await history.drained(timeout=20)
-        for _ in range(3):  # the connection is opened for a read, and used by the next
-            assert len(await history.store.messages("c1", last=20)) == 5
-            await asyncio.sleep(0.05)
-        for one in tmp_path.glob("history.db*"):
-            one.unlink()
-
-        receipt = await history.append("c1", Message.user("after"))
-        assert not await receipt.saved(timeout=2)
-        page = await history.messages("c1", last=20)
-        assert (len(page), page.complete) == (6, False)
-
-        async def is_missed() -> bool:  # first that the file was replaced, then that the new one is empty
-            return (await history.status()).breaker.reason == "misconfigured schema-missing"
-
-        await until(is_missed)
-        # It may come back from a backup; only an operator knows that it will not.
-        assert (await OutboxAdmin(history.outbox).rebind(history.store)).resent == 6
-        assert await receipt.saved(timeout=30)
-        assert await history.drained(timeout=20)
-
-        assert rows(store, STORED) == [(6,)]
-        assert len(await history.store.messages("c1", last=20)) == 6
