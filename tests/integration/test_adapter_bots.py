@@ -157,6 +157,7 @@ async def test_both_sides_are_recorded_and_the_history_closed_with_the_bot(
 
 async def test_calls_that_fail_are_told_from_those_that_nobody_knows(api: BotApi, start: Start) -> None:
     failed: list[str] = []
+    answered = asyncio.Event()
 
     async def answer(asked: Asked) -> None:
         try:
@@ -166,6 +167,7 @@ async def test_calls_that_fail_are_told_from_those_that_nobody_knows(api: BotApi
             if asked.text != "three":
                 raise
             await asked.answer("answer to three")  # after the wait: the same message
+            answered.set()
 
     async with start(answer) as chats:
         for text, trouble in (
@@ -176,7 +178,7 @@ async def test_calls_that_fail_are_told_from_those_that_nobody_knows(api: BotApi
             trouble()
             api.say(text)
             await until(api, lambda text=text: text in failed)
-        await until(api, lambda: "answer to three" in api.texts())
+        await answered.wait()
         messages = [one for one in await chats.history.messages(CHAT) if one.role == "assistant"]
         unconfirmed = [one.message.text for one in await chats.history.unconfirmed()]
 
@@ -198,10 +200,11 @@ async def test_a_group_that_becomes_a_supergroup_goes_on_and_the_call_is_repeate
 async def test_a_full_outbox_leaves_updates_with_telegram(
     api: BotApi, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Until they were handed out a second time."""
     refused, real = list[int](), IncomingRecorder.record
 
     async def full(recorder: IncomingRecorder, update: Any) -> Any:
-        if len(refused) < 2:
+        if sum(call.method == "getUpdates" and bool(call.result) for call in api.calls) < 2:
             refused.append(api.confirmed)
             raise OutboxFull("no space")
         return await real(recorder, update)
@@ -213,7 +216,7 @@ async def test_a_full_outbox_leaves_updates_with_telegram(
         await until(api, lambda: len(api.texts()) == 2)
         texts = [text for _, text in await said(chats.history)]  # both updates may come before the first answer
 
-    assert refused == [0, 0]
+    assert set(refused) == {0}
     assert sorted(texts) == ["answer to first", "answer to second", "first", "second"]
     assert all(texts.index(question) < texts.index(f"answer to {question}") for question in ("first", "second"))
 

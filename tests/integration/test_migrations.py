@@ -19,6 +19,9 @@ from alembic.config import CommandLine, Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.event_log.schema import metadata as outbox_metadata
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
+from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, FaultClass, StoreFault
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Revision, SchemaState, revision_state, upgrade
@@ -310,3 +313,20 @@ def test_alembic_is_not_imported_for_a_store_that_is_current(tmp_path: Path) -> 
     told = [ran(sys.executable, "-c", code, tmp_path / "history.db").stdout.split() for _ in range(2)]
 
     assert told == [["0", "True"], ["0", "False"]]
+
+
+async def test_many_databases_are_migrated_at_once_in_one_process(tmp_path: Path) -> None:
+    """Alembic keeps the database it works on in globals: each has to have its turn."""
+    outboxes = [tmp_path / f"{number}.outbox.db" for number in range(4)]
+    stores = [f"sqlite:///{tmp_path}/{number}.history.db" for number in range(4)]
+
+    async def created(path: Path) -> None:
+        await (await OutboxFile.open(path)).close()
+
+    await asyncio.gather(*map(created, outboxes), *map(migrated, stores))
+
+    assert [await tables(url) for url in stores] == [OURS] * 4
+    for path in outboxes:
+        assert sorted({*outbox_metadata.tables, OUTBOX_MIGRATIONS.version_table}) == [
+            one for one in await tables(str(path)) if one.startswith("letopis_")
+        ]

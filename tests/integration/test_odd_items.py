@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from letopis.outbox import History
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
-from tests.support.relays import deliver_all
 from tests.support.sayings import NewStore
 from tests.support.servers.store_pool import migrate
 from tests.support.values.items import TOKEN, VALUES
@@ -95,16 +92,6 @@ async def test_no_byte_of_it_is_left_after_it_was_redacted_while_pending(tmp_pat
         await assert_gone_soon(path)
 
 
-async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
-    """Its bytes say nothing to a search, so its whole row is compared."""
-    [message_id] = await _append(history, [KINDS["3-mb"].output])
-    await deliver_all(history)
-    await history.chat(CHAT).redact(message_id)
-    await deliver_all(history)
-    [message] = await history.store.messages(CHAT)
-    assert (message.redacted, message.message.metadata) == (True, {})
-
-
 async def test_a_fork_gives_it_back(bot: History) -> None:
     await _append(bot, SOME)
     await bot.chat(CHAT).fork("c2")
@@ -152,27 +139,6 @@ def test_exported_and_imported_it_is_the_same(letopis: Any, tmp_path: Path) -> N
             return _items(await history.messages(CHAT))
 
     assert asyncio.run(read()) == [to_text(one) for one in items]
-
-
-async def test_it_is_found_by_what_can_be_read_of_it(bot: History) -> None:
-    message = openai_responses.to_messages([{"role": "user", "content": "What about sorghum\0?"}])
-    await bot.append(CHAT, *message)
-    await deliver_all(bot)
-    assert [one.message.text for one in await bot.search("sorghum")] == ["What about sorghum\ufffd?"]
-
-
-WORST = ('"' * 4_194_000, "'" * 8_388_000, "\0" * 1_398_000, b64encode(Random(1).randbytes(6_291_000)).decode())
-
-
-async def test_eight_megabytes_of_the_worst_are_delivered_beside_others(tmp_path: Path, store_url: str) -> None:
-    items = [{"type": "function_call_output", "call_id": "c", "output": worst} for worst in WORST]
-    async with History(tmp_path / "a.outbox.db", store=store_url) as history:
-        for number in range(20):
-            await history.append(f"other-{number}", Message.user('"' * 200_000))
-        await _append(history, items)
-        assert await history.drained(timeout=120)
-    async with ConversationStore.open(store_url) as store:
-        assert openai_responses.from_messages(await store.messages(CHAT, last=None)) == items
 
 
 async def test_the_sdks_encrypted_session_wraps_ours(history: History) -> None:

@@ -19,7 +19,6 @@ from letopis.store import (
     Message,
     MessageSent,
     ReactionAdded,
-    Upcasters,
 )
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
@@ -219,16 +218,6 @@ async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapsh
             assert (found is not None) == told, name
             if found is not None:
                 assert found == replace(view, conversation=None, plain=view.conversation is not None), name
-
-
-async def test_a_store_that_reads_old_events_by_rules_reads_none_as_everyday(store_url: str) -> None:
-    rules = Upcasters().with_rule("custom.old", 1, lambda data: data)
-    async with ConversationStore.open(store_url, migrate=True, upcasters=rules) as store:
-        outbox = await new_outbox(store, "chat", Message.user("hello"))
-
-        view = present(await in_one(store, query_of("chat", outbox, Window(last=5))))
-        assert [message.text for message in view.messages] == ["hello"]
-        assert [message.text for message in await store.messages("chat", last=5)] == ["hello"]
 
 
 async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_url: str) -> None:
