@@ -1,14 +1,18 @@
-"""Look into the tables of a store, for what its reads do not show."""
+"""Choose the kind of store, and look into its tables for what its reads do not show."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.store.testing import DestinationStore
 from tests.support.sayings import problems, rows_of
+
+on_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+"""Marks a rule that no SQL of its own carries: one kind of store shows it."""
 
 TABLES = ("letopis_events", "letopis_messages", "letopis_conversations", "letopis_owners", "letopis_search")
 
