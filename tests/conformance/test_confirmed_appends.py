@@ -10,18 +10,17 @@ from letopis.outbox import History
 from letopis.store import (
     ConversationGone,
     ConversationStore,
-    InvalidInput,
     Message,
     NotConfirmed,
-    Seen,
     StoreUnavailable,
     VersionConflict,
 )
 from letopis.store.outbox_access import OutboxAccess
+from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import count, deliver, path
 from tests.support.sayings import Bots
 
-pytestmark = pytest.mark.same_sql
+pytestmark = [on_sqlite, pytest.mark.usefixtures("store_url")]
 
 CHAT = "chat-1"
 
@@ -73,14 +72,6 @@ async def test_a_refusal_comes_at_once_and_nothing_is_written(one: History, two:
     assert await path(two) == ["q", "first", "late"]
 
 
-async def test_a_conversation_is_created_once(one: History, two: History) -> None:
-    absent = Seen(sequence=0, version=0)
-    await one.append(CHAT, Message.user("mine", id="mine"), expected=absent, confirm="store")
-    with pytest.raises(VersionConflict):
-        await two.append(CHAT, Message.user("mine too", id="too"), expected=absent, confirm="store", timeout=0.1)
-    assert await path(two) == ["mine"]
-
-
 async def test_what_was_first_by_moments_sets_the_append_aside(bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = bots
     await one.append(CHAT, Message.user("what?", id="q"))
@@ -130,15 +121,3 @@ async def test_while_the_store_is_away_it_says_so_and_writes_nothing(alone: Hist
     assert await path(alone) == ["q"]
     late = await alone.append(CHAT, Message.assistant("so", id="a"), expected=page)  # the default still works
     assert not await late.saved(0.01)
-
-
-async def test_wrong_arguments_are_refused(one: History) -> None:
-    for options in (
-        {"confirm": "store"},
-        {"confirm": "outbox", "expected": 0},
-        {"confirm": True, "expected": 0},
-        {"confirm": "store", "expected": 0, "timeout": "soon"},
-    ):
-        with pytest.raises(InvalidInput):
-            await one.append(CHAT, Message.user("x"), **options)  # type: ignore[arg-type]
-    assert await path(one) == []

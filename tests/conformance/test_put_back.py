@@ -1,4 +1,4 @@
-"""Ids that were used before: what left the path is put back by appending it again, and what is `saved` can be read."""
+"""Messages that left the path are put back, turns are undone, and receipts say what is saved and for which messages."""
 
 from collections.abc import Awaitable, Callable
 
@@ -11,18 +11,21 @@ from letopis.store import (
     InvalidInput,
     Message,
     MessageAppended,
-    MessageEdited,
+    ReactionAdded,
     Reuse,
     Saved,
 )
 from letopis.store.model.event_types import ConversationRewound
+from letopis.store.read.paging import Window
+from letopis.store.read.reader import ViewQuery
 from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.fold import fold
+from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import deliver, lose_acknowledgements, path, prune_all
 from tests.support.relays import sql
-from tests.support.sayings import Bots, differences, present
+from tests.support.sayings import Bots, present
 
-pytestmark = pytest.mark.same_sql
+pytestmark = on_sqlite
 
 CHAT = "chat-1"
 
@@ -74,84 +77,6 @@ async def test_the_same_content_is_put_back(bots: Bots, store: ConversationStore
     assert [one.on_path for one in await bot.messages(CHAT, every=True) if one.id == "m"] == [False, True]
 
 
-async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_for_it(bot: History) -> None:
-    await bot.append(CHAT, Message.user("one"), Message.assistant("two"))
-    popped = present(await bot.chat(CHAT).pop())
-    again = await bot.append(CHAT, popped.message)
-    await bot.append(CHAT, popped.message)
-    assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
-    assert again.message_id == popped.id
-    await deliver(bot)
-    assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
-    # In another conversation it is another message.
-    await bot.append("other", popped.message)
-    assert [one.text for one in await bot.messages("other")] == ["two"]
-
-
-@pytest.mark.parametrize("first", ["rewind", "put back"])
-async def test_put_back_that_races_with_a_rewind_elsewhere(bots: Bots, first: str, store: ConversationStore) -> None:
-    one, two = bots
-    message = Message.user("words", id="m")
-    await one.append(CHAT, Message.user("before", id="first"), message)
-    await one.chat(CHAT).pop()
-    await deliver(one)
-    again = await one.append(CHAT, message)
-    await two.chat(CHAT).rewind(to=None)
-    await deliver(*((two, one) if first == "rewind" else (one, two)))
-    assert await again.saved(60)
-    expected = ["m"] if first == "rewind" else []
-    assert (await path(one), await path(two)) == (expected, expected)
-    assert present(await store.conversation(CHAT)).message_count == len(expected)
-    # Whoever says it again has it on the path again, or still.
-    await one.append(CHAT, Message.user("next", id="next"))
-    await deliver(one)
-    assert await path(two) == [*expected, "next"]
-
-
-@pytest.mark.parametrize("delivered", [False, True])
-async def test_a_message_that_left_by_a_rewind_which_the_file_cannot_follow(bots: Bots, *, delivered: bool) -> None:
-    """Its outbox rewound to a message of another one, which has left the path meanwhile: that had no effect."""
-    bot, other = bots
-    message = Message.user("words", id="m")
-    await bot.append(CHAT, Message.user("before", id="first"))
-    await deliver(bot)
-    await other.append(CHAT, Message.user("theirs", id="theirs"))
-    await deliver(other)
-    await bot.chat(CHAT).rewind(to="theirs")
-    await other.chat(CHAT).rewind(to="first")
-    await deliver(other)
-    await bot.append(CHAT, message)
-    if delivered:
-        await deliver(bot)
-    await bot.chat(CHAT).rewind(to="first")
-    assert await path(bot) == ["first"]
-    await bot.append(CHAT, message)
-    assert await path(bot) == ["first", "m"]
-    await deliver(bot)
-    assert await path(bot) == await path(other) == ["first", "m"]
-
-
-async def test_two_put_backs_show_it_once(bots: Bots, store: ConversationStore) -> None:
-    one, two = bots
-    message = Message.user("words", id="m", tokens=3)
-    twins = [await bot.append(CHAT, message) for bot in bots]
-    await deliver(one, two)
-    await one.chat(CHAT).rewind(to=None)
-    await deliver(one)
-    await two.chat(CHAT).rewind(to=None)
-    await deliver(two)
-    again = [await bot.append(CHAT, message) for bot in bots]
-    await deliver(one, two)
-    assert all([await receipt.saved(60) for receipt in (*twins, *again)])
-    assert await path(one) == await path(two) == ["m"]
-    found = present(await store.conversation(CHAT))
-    assert (found.message_count, found.tokens) == (1, 3)
-    assert [one.id for one in fold(await store.events(CHAT)).path] == ["m"]
-    await two.chat(CHAT).redact("m")
-    await deliver(two)
-    assert await differences(store) == set()
-
-
 async def test_a_lost_acknowledgement_puts_nothing_back_twice(bot: History, store: ConversationStore) -> None:
     message = Message.user("words", id="m")
     said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("popped", id="p"), message)
@@ -186,21 +111,6 @@ async def test_a_pending_reset_lets_nothing_come_back(bot: History) -> None:
     assert await path(bot) == ["n"]
 
 
-@pytest.mark.parametrize("delivered", [False, True])
-async def test_a_put_back_can_be_rewound_to(bot: History, *, delivered: bool) -> None:
-    """Also while it is pending, and the history store still has the message off the path."""
-    first, second = Message.user("1", id="1"), Message.assistant("2", id="2")
-    await bot.append(CHAT, first, second)
-    await bot.chat(CHAT).rewind(to=None)
-    if delivered:
-        await deliver(bot)
-    await bot.append(CHAT, second, first, Message.user("3", id="3"))
-    await bot.chat(CHAT).rewind(to="2")
-    for _ in range(2):
-        assert await path(bot) == ["2"]
-        await deliver(bot)
-
-
 async def test_a_put_back_in_the_append_that_takes_it_away(bot: History) -> None:
     old, new = Message.user("old", id="old"), Message.user("new", id="new")
     await bot.append(CHAT, old)
@@ -208,20 +118,6 @@ async def test_a_put_back_in_the_append_that_takes_it_away(bot: History) -> None
     for _ in range(2):
         assert await path(bot) == ["new", "old"]
         await deliver(bot)
-
-
-async def test_a_redacted_id_is_refused(bot: History) -> None:
-    await bot.append(CHAT, Message.user("secret", id="m"))
-    await bot.chat(CHAT).redact("m")
-    for _ in range(2):
-        for text in ("secret", "other"):
-            with pytest.raises(EventIdReused, match="erased") as refused:
-                await bot.append(CHAT, Message.user(text, id="m"))
-            assert refused.value.reason is Reuse.ERASED
-        await deliver(bot)
-    for edit in (bot.chat(CHAT).edit("m", "new"), bot.append(CHAT, MessageEdited(message_id="m", content="new"))):
-        with pytest.raises(InvalidInput, match="erased"):
-            await edit
 
 
 async def test_the_words_of_a_second_outbox_are_never_saved_and_nowhere(bots: Bots, store: ConversationStore) -> None:
@@ -262,23 +158,6 @@ async def test_a_redacted_id_from_a_second_outbox_waits_for_a_person(bots: Bots,
     assert [found.text for found in await store.messages(CHAT)] == [""]
 
 
-async def test_what_was_put_back_where_it_still_stood_takes_off_what_follows_it(bots: Bots) -> None:
-    bot, other = bots
-    before, after = Message.user("before", id="x"), Message.user("after", id="a")
-    await bot.append(CHAT, before)
-    await deliver(bot)
-    await other.append(CHAT, Message.user("theirs", id="theirs"))
-    await deliver(other)
-    await bot.chat(CHAT).rewind(to="theirs")  # takes nothing off: the file knows neither that, nor their message
-    await bot.append(CHAT, after)
-    await bot.append(CHAT, before)
-    await bot.chat(CHAT).rewind(to="a")
-    await bot.chat(CHAT).rewind(to="x")
-    await bot.append(CHAT, after)
-    await deliver(bot)
-    assert await path(bot) == ["x", "a"]
-
-
 async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(bot: History) -> None:
     message = Message.user("the words", id="m")
     await bot.append(CHAT, Message.user("before", id="first"), message)
@@ -302,3 +181,108 @@ async def test_sent_and_failed_of_an_unknown_message_are_refused(bot: History) -
         with pytest.raises(InvalidInput, match="no message of this conversation"):
             await call
     await bot.chat(CHAT).sent("first")
+
+
+# --- Turns, receipts, and many redactions at once ---
+
+
+async def talk(history: History, roles: str) -> None:
+    made = {"s": Message.system, "u": Message.user, "a": Message.assistant, "t": Message.tool}
+    await history.append(CHAT, *(made[role](f"{role}{place}", id=f"{role}{place}") for place, role in enumerate(roles)))
+
+
+async def shown(history: History) -> str:
+    return " ".join(one.id for one in await history.messages(CHAT))
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_consecutive_user_messages_are_one_turn(bot: History, *, delivered: bool) -> None:
+    await talk(bot, "suuauuuau")
+    if delivered:
+        await deliver(bot)
+    # A window that ends inside a question does not begin in the middle of it, if a later turn fits.
+    for options, expected in (
+        ({"turns": 1}, "s0 u8"),
+        ({"turns": 2}, "s0 u4 u5 u6 a7 u8"),
+        ({"last": 4, "keep_system": False}, "u8"),
+    ):
+        assert " ".join(one.id for one in (await bot.context(CHAT, **options)).messages) == expected
+    assert (await bot.context(CHAT, turns=3)).complete
+    await bot.chat(CHAT).undo()
+    assert await shown(bot) == "s0 u1 u2 a3 u4 u5 u6 a7"
+    assert [one.id for one in await bot.chat(CHAT).regenerate()] == ["u4", "u5", "u6"]
+    await bot.chat(CHAT).undo()
+    assert await shown(bot) == "s0 u1 u2 a3"
+    await bot.chat(CHAT).undo(7)
+    assert await shown(bot) == "s0"
+    assert await bot.chat(CHAT).undo() is None
+
+
+async def test_a_long_question_is_read_to_its_beginning(bot: History) -> None:
+    await talk(bot, "ua" + "u" * 150 + "a")
+    await bot.chat(CHAT).undo()
+    assert await shown(bot) == "u0 a1"
+    await bot.append(CHAT, *(Message.user("more") for _ in range(150)))
+    assert len((await bot.context(CHAT, turns=1)).messages) == 150
+
+
+async def test_receipts_name_all_messages(bot: History) -> None:
+    receipt = await bot.append(
+        CHAT, Message.user("1", id="1"), ReactionAdded(message_id="1", key="like"), Message.assistant("2", id="2")
+    )
+    assert (receipt.message_ids, receipt.message_id) == (("1", "2"), "2")
+    again = await bot.append(CHAT, Message.user("1", id="1"))
+    assert again.message_ids == ("1",)
+    renamed = await bot.chat(CHAT).rename("title")
+    assert (renamed.message_ids, renamed.message_id) == ((), None)
+    made = Message.user("x")
+    assert (await bot.append(CHAT, made)).message_ids == (made.id,)
+
+
+async def test_without_a_wait_a_receipt_tells_what_is_known(bot: History) -> None:
+    receipt = await bot.append(CHAT, Message.user("hello", id="m"))
+    assert (await receipt.saved(0), await receipt.superseded(0)) == (False, False)
+    await deliver(bot)
+    assert (await receipt.saved(0), await receipt.superseded(0)) == (True, False)
+    await bot.chat(CHAT).rewind(to=None)
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+    again = await bot.append(CHAT, Message.user("hello", id="m"))
+    assert not await again.superseded(0)
+    await deliver(bot)
+    assert (await again.saved(0), await again.superseded(0)) == (False, True)
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_many_messages_are_redacted_at_once(bot: History, store: ConversationStore, *, delivered: bool) -> None:
+    await talk(bot, "uauaua")
+    if delivered:
+        await deliver(bot)
+    before = await bot.chat(CHAT).events()
+    with pytest.raises(InvalidInput):
+        await bot.chat(CHAT).redact("u0", ["a1"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="'nowhere'"):
+        await bot.chat(CHAT).redact("u0", "nowhere", "a1")
+    assert [one.text for one in await bot.messages(CHAT)] == ["u0", "a1", "u2", "a3", "u4", "a5"]
+    assert len(await bot.chat(CHAT).events()) == len(before)
+    receipt = await bot.chat(CHAT).redact("u0", "a3", "u0", "a5", by="42")
+    assert len(receipt.event_ids) == 3
+    expected = [("u0", ""), ("a1", "a1"), ("u2", "u2"), ("a3", ""), ("u4", "u4"), ("a5", "")]
+    assert [(one.id, one.text) for one in await bot.messages(CHAT)] == expected
+    await deliver(bot)
+    assert await receipt.saved(60)
+    assert [(one.id, one.text) for one in await store.messages(CHAT)] == expected
+
+
+async def test_pop_reads_two_messages_and_counts_nothing(bot: History, store: ConversationStore) -> None:
+    await talk(bot, "ua" * 20)
+    await deliver(bot)
+    for place in range(39, 30, -1):
+        assert present(await bot.chat(CHAT).pop()).id == f"{'ua'[place % 2]}{place}"
+    assert len(await bot.messages(CHAT)) == present(await bot.chat(CHAT).conversation()).message_count == 31
+    # The positions that pending rewinds ask for cost a look-up each: counting would read the whole conversation.
+    query = ViewQuery(
+        conversation_id=CHAT, origin_id=bot.outbox.origin.origin_id, window=Window(last=2), names=("u30",)
+    )
+    view = await store.outbox_access.view(query)
+    assert (view.places["u30"].version, view.places["u30"].count) == (32, 0)

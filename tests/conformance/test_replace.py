@@ -1,16 +1,24 @@
-"""``replace`` makes given messages the whole path, whatever is pending, pruned or written by another outbox."""
+"""``replace`` makes given messages the whole path; an append with one condition is one change, with one verdict."""
+
+from collections.abc import Sequence
 
 import pytest
 
 from letopis import ConversationStore, EventIdReused, History, InvalidInput, Message, VersionConflict
-from tests.conformance.talk import deliver, prune_all
-from tests.support.sayings import Bots, present
+from letopis.outbox.relay.relay import Relay
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from tests.conformance.tables import on_sqlite
+from tests.conformance.talk import deliver, lose_acknowledgements, path, prune_all
+from tests.support.defects import IN_PARTS, planted
+from tests.support.sayings import Bots, drain, present
+
+pytestmark = on_sqlite
 
 CHAT = "chat-1"
 
 
-async def path(history: History, conversation: str = CHAT) -> list[tuple[str, str]]:
-    return [(one.id, one.text) for one in await history.messages(conversation)]
+async def content(history: History) -> list[tuple[str, str]]:
+    return [(one.id, one.text) for one in await history.messages(CHAT)]
 
 
 def said(*names: str) -> list[Message]:
@@ -34,18 +42,18 @@ async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *
     # What is the same at the beginning stays, the rest comes in the new order.
     receipt = present(await bot.chat(CHAT).replace(said("a", "c", "b", "new")))
     assert receipt.message_ids == ("c", "b", "new")
-    assert await path(bot) == shown("a", "c", "b", "new")
+    assert await content(bot) == shown("a", "c", "b", "new")
     await settle()
     assert await bot.chat(CHAT).replace(said("a", "c", "b", "new")) is None
     assert await bot.chat(CHAT).replace(said("a")) is not None
     await settle()
-    assert await path(bot) == shown("a")
-    assert await bot.chat(CHAT).replace([]) is not None and await path(bot) == []
+    assert await content(bot) == shown("a")
+    assert await bot.chat(CHAT).replace([]) is not None and await content(bot) == []
     await settle()
     last = present(await bot.chat(CHAT).replace([Message.system("summary", id="s"), *said("d")], owner=42))
     await deliver(bot)
     assert await last.saved(60)
-    assert await path(bot) == await path(other) == [("s", "summary"), *shown("d")]
+    assert await content(bot) == await content(other) == [("s", "summary"), *shown("d")]
     found = present(await store.conversation(CHAT))
     assert (found.message_count, found.tokens, found.owner_id) == (2, 5, "42")
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
@@ -54,7 +62,7 @@ async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *
 async def test_a_conversation_that_is_new_or_empty(bot: History) -> None:
     assert await bot.chat(CHAT).replace([]) is None
     assert await bot.chat(CHAT).replace(said("a", "b")) is not None
-    assert await path(bot) == shown("a", "b")
+    assert await content(bot) == shown("a", "b")
 
 
 async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: Bots) -> None:
@@ -66,10 +74,10 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: Bots) ->
     await bot.outbox.write(prune_all)
     for names in (("z", "x", "y"), ("x", "z"), ("z", "x"), ("new", "y", "z"), ()):
         receipt = present(await bot.chat(CHAT).replace(said(*names)))
-        assert await path(bot) == shown(*names)
+        assert await content(bot) == shown(*names)
         await deliver(bot)
         assert await receipt.saved(60)
-        assert await path(bot) == await path(other) == shown(*names)
+        assert await content(bot) == await content(other) == shown(*names)
         await bot.outbox.write(prune_all)
     await other.chat(CHAT).redact("x")
     await deliver(other)
@@ -83,9 +91,9 @@ async def test_edited_messages_come_as_they_are_shown(bot: History) -> None:
     await bot.chat(CHAT).edit("b", "edited")
     messages = [one.message for one in await bot.messages(CHAT)]
     await bot.chat(CHAT).replace(messages[::-1])
-    assert await path(bot) == [("b", "edited"), *shown("a")]
+    assert await content(bot) == [("b", "edited"), *shown("a")]
     await deliver(bot)
-    assert await path(bot) == [("b", "edited"), *shown("a")]
+    assert await content(bot) == [("b", "edited"), *shown("a")]
     with pytest.raises(EventIdReused):
         await bot.chat(CHAT).replace([Message.user("third", id="b")])
 
@@ -109,22 +117,6 @@ async def test_refusals_write_nothing(bot: History) -> None:
     assert await bot.chat(CHAT).events() == before
 
 
-async def test_of_two_outboxes_one_wins_whole(one: History, two: History) -> None:
-    await one.append(CHAT, *said("a", "b"))
-    await deliver(one)
-    assert await path(two) == shown("a", "b")
-    first = present(await one.chat(CHAT).replace(said("b", "x1", "x2")))
-    second = present(await two.chat(CHAT).replace(said("y1", "b", "y2")))
-    await deliver(two, one)
-    assert (await second.saved(5), await first.superseded(5)) == (True, True)
-    assert await path(one) == await path(two) == shown("y1", "b", "y2")
-    # Whoever lost reads again and may replace what is there now.
-    again = present(await one.chat(CHAT).replace(said("b", "x3")))
-    await deliver(one)
-    assert await again.saved(60)
-    assert await path(two) == shown("b", "x3")
-
-
 async def test_an_append_in_between_is_not_lost(bot: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await bot.append(CHAT, *said("a"))
     reader = bot._parts.reader
@@ -144,4 +136,88 @@ async def test_an_append_in_between_is_not_lost(bot: History, monkeypatch: pytes
     with pytest.raises(VersionConflict):
         await bot.chat(CHAT).replace(said("c"))
     monkeypatch.undo()
-    assert (await path(bot))[0] == ("b", "words b")
+    assert (await content(bot))[0] == ("b", "words b")
+
+
+# --- Appends with one condition ---
+
+
+MANY = 520
+"""More than one batch holds, and than a lane's share beside others."""
+
+
+def numbered(prefix: str, count: int) -> list[Message]:
+    return [Message.user(f"words {number}", id=f"{prefix}-{number}") for number in range(count)]
+
+
+async def seen_by_another(bots: Bots, many: int) -> list[list[str]]:
+    """Replace many messages by many, deliver that beside others, and return each path that the other outbox read."""
+    one, two = bots
+    await one.append(CHAT, *numbered("old", many))
+    await drain(one)
+    await one.append("beside-1", *numbered("m", many // 4))
+    await one.chat(CHAT).replace([*numbered("old", 1), *numbered("new", many)])
+    await one.append("beside-2", *numbered("n", many // 4))
+    seen = [await path(two)]
+
+    async def apply(origin: Origin, batches: Sequence[LaneBatch]) -> ApplyResult:
+        result = await one.store.apply(origin, batches)
+        if (found := await path(two)) != seen[-1]:
+            seen.append(found)
+        return result
+
+    await Relay(one.outbox, one.store, apply=apply).drain()
+    return seen
+
+
+async def test_another_outbox_reads_the_old_path_or_the_new_one(bots: Bots) -> None:
+    old, new = [[one.id for one in numbered(prefix, MANY)] for prefix in ("old", "new")]
+    assert await seen_by_another(bots, MANY) == [old, ["old-0", *new]]
+    assert await path(bots[0]) == ["old-0", *new]
+
+
+async def test_a_relay_that_cuts_it_in_parts_is_noticed(bots: Bots) -> None:
+    with planted(IN_PARTS):
+        assert len(await seen_by_another(bots, 8)) > 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_the_first_message_shares_the_verdict_unless_it_is_there(bots: Bots, *, there: bool) -> None:
+    """The event that decides for all is written under another id where it puts a message back."""
+    one, two = bots
+    first, second = numbered("m", 2)
+    await one.append(CHAT, first)
+    if not there:
+        await one.chat(CHAT).rewind(to=None)
+    await drain(one)
+    page = await one.messages(CHAT)
+    await two.append(CHAT, Message.user("the other's", id="x"))
+    await drain(two)
+    late = await one.append(CHAT, first, second, after=page)
+    await drain(one)
+    assert await late.superseded(60)
+    assert await path(one) == await path(two) == (["m-0", "x"] if there else ["x"])
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_nothing_is_saved_from_behind_a_rewind(bots: Bots, store: ConversationStore, *, together: bool) -> None:
+    """The outbox does not know the message, so the store decides: at its place, behind the rewind, it is not shown."""
+    one, two = bots
+    [message] = numbered("m", 1)
+    await two.append(CHAT, message)
+    await drain(two)
+    await one.append(CHAT, Message.user("before", id="before"))
+    await one.chat(CHAT).rewind(to=None)
+    if not together:
+        await drain(one)
+    again = await one.append(CHAT, message)
+    after = await one.append(CHAT, Message.user("after", id="after"))
+    await drain(one)
+    assert await after.saved(60)
+    assert (await again.saved(5), await again.superseded(5)) == (False, True)
+    assert await path(one) == await path(two) == ["after"]
+    # The answer is the same when the acknowledgement was lost.
+    await lose_acknowledgements(one)
+    await drain(one)
+    assert await again.superseded(60)
+    assert [found.differences async for found in store.rebuild(check=True)] == [()]

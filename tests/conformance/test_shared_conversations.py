@@ -2,19 +2,19 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import History
 from letopis.store import ConversationGone, ConversationStore, EventIdReused, Message, Reuse, StoreUnavailable
+from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import count, deliver, lose_acknowledgements, path
 from tests.support.apart import open_apart
 from tests.support.relays import sql
-from tests.support.sayings import Bots, all_pages, present
+from tests.support.sayings import Bots, present
 
-pytestmark = pytest.mark.same_sql
+pytestmark = on_sqlite
 
 CHAT = "chat-1"
 NOWHERE = "postgresql://127.0.0.1:1/none"
@@ -212,20 +212,6 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
         assert present(await reader.active("42", create=False)).conversation_id == "a"
 
 
-async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(one: History, two: History) -> None:
-    await one.start("42", conversation_id="a", activate=True)
-    await one.append("c", QUESTION, owner="42")
-    await two.append("c", ANSWER, owner="42")
-    await two.append("b", QUESTION, owner="42")
-    await deliver(one)
-    await two.chat("a").archive()  # b had the newest activity then
-    await one.append("c", Message.user("too late"))
-    await deliver(one)
-    for _ in range(2):
-        assert present(await two.active("42", create=False)).conversation_id == "b"
-        await deliver(two)
-
-
 @pytest.mark.parametrize("how", ERASURES)
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_what_a_pending_event_erases_is_in_no_group(
@@ -247,141 +233,3 @@ async def test_what_a_pending_event_erases_is_in_no_group(
     groups = {"redact": {None, "y"}, "reset": {None, "z"}, "delete": {None}}[how]
     assert (set(before.by), set(alone.by)) == (groups, groups - {"y"})
     assert before.by[None].tokens == 7
-
-
-@pytest.mark.parametrize("how", ERASURES)
-async def test_what_forks_retain_of_an_erased_message_is_in_no_group(one: History, how: str) -> None:
-    await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
-    await one.chat(CHAT).fork("fork")
-    await deliver(one)
-    await ERASURES[how](one)
-    for _ in range(2):
-        assert list((await one.statistics(by="model", owner="42")).by) == [None]
-        await deliver(one)
-
-
-async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is_pending(bots: Bots) -> None:
-    one, two = bots
-    messages = [Message.user(f"words {number}", id=f"m{number}", tokens=3) for number in range(4)]
-    await one.append(CHAT, *messages, owner="42")
-    await deliver(one)
-    late = await two.append(CHAT, messages[0], owner="42")
-
-    for _ in range(2):
-        assert [message.id for message in await two.messages(CHAT, last=2)] == ["m2", "m3"]
-        pages = await all_pages(partial(two.messages, CHAT, last=2), by="before")
-        assert [message.id for message in pages] == ["m0", "m1", "m2", "m3"]
-        forward = await two.messages(CHAT, first=4)
-        assert (list(forward), forward.next) == (pages, None)
-        found = present(await two.chat(CHAT).conversation())
-        assert (found.message_count, found.tokens, await two.chat(CHAT).count()) == (4, 12, 4)
-        statistics = await two.statistics(owner="42")
-        assert (statistics.messages, statistics.tokens, statistics.conversations) == (4, 12, 1)
-        assert [hit.message.id for hit in await two.search("words", owner="42")].count("m0") == 1
-        await deliver(two)
-    assert await late.saved(60)
-
-
-@pytest.mark.parametrize("how", ["pop", "rewind"])
-async def test_newest_messages_are_counted_without_those_another_outbox_delivered(bots: Bots, how: str) -> None:
-    one, two = bots
-    between = Message.user("between", id="b")
-    await one.append(CHAT, QUESTION)
-    await two.append(CHAT, between)
-    await deliver(one)
-    await two.append(CHAT, QUESTION)
-    await two.append(CHAT, ANSWER)
-    assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
-    if how == "pop":
-        await two.chat(CHAT).pop()
-    else:
-        await two.chat(CHAT).rewind(to="q")
-        assert await path(two) == ["q"]
-        await two.append(CHAT, between)
-    for _ in range(2):
-        assert await path(two) == ["q", "b"]
-        await deliver(two)
-
-
-async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(bots: Bots) -> None:
-    one, two = bots
-    messages = [Message.user(f"{number}", id=f"m{number}") for number in range(5)]
-    await one.append(CHAT, *messages)
-    await deliver(one)
-    await two.append(CHAT, messages[1])
-    await two.chat(CHAT).rewind(to="m1")
-    for _ in range(2):
-        assert [message.id for message in await two.messages(CHAT, last=2)] == ["m0", "m1"]
-        assert await two.chat(CHAT).count() == 2
-        await deliver(two)
-
-
-@pytest.mark.parametrize("how", ["redact", "reset"])
-async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_back(bots: Bots, how: str) -> None:
-    one, two = bots
-    await two.append(CHAT, QUESTION, ANSWER, owner="42")
-    await deliver(two)
-    await two.chat(CHAT).rewind(to="q")
-    await two.append(CHAT, ANSWER)
-    await ERASURES[how](one)
-    await deliver(one)
-    for _ in range(2):
-        assert "m" not in await path(two)
-        assert "the words" not in [message.text for message in await two.messages(CHAT, every=True)]
-        found = await two.chat(CHAT).message("m")
-        assert found is None or (found.text, found.on_path) == ("", False)
-        assert not list(await two.search("words", owner="42"))
-        assert await two.chat(CHAT).count() == len(await path(two))
-        await deliver(two)
-
-
-@pytest.mark.parametrize("how", ["put back there", "moved here"])
-async def test_a_message_that_is_shown_again_is_saved_when_it_is_appended(one: History, two: History, how: str) -> None:
-    await one.append(CHAT, QUESTION, ANSWER)
-    if how == "put back there":
-        await one.chat(CHAT).pop()
-        await one.append(CHAT, ANSWER)
-    await deliver(one)
-    if how == "moved here":
-        shown = await two.messages(CHAT)
-        await two.chat(CHAT).replace([Message.user("new", id="n"), shown[1].message])
-
-    again = await two.append(CHAT, ANSWER)
-    await deliver(two)
-    assert (await again.saved(5), await again.superseded()) == (True, False)
-    if how == "moved here":
-        assert await path(two) == ["n", "m"]
-        return
-    await one.chat(CHAT).pop()
-    await deliver(one)
-    event = await two.append(CHAT, QUESTION)
-    await deliver(two)
-    assert await event.saved(60)
-
-
-@pytest.mark.parametrize("by", [None, "mood"])
-async def test_message_of_a_conversation_deleted_elsewhere_counts_as_when_delivered(bots: Bots, by: str | None) -> None:
-    one, two = bots
-    await one.append(CHAT, QUESTION, owner="42")
-    await one.chat(CHAT).delete()
-    await deliver(one)
-    await two.append(CHAT, ANSWER, owner="42")
-    before = await two.statistics(owner="42", by=by)
-    await deliver(two)
-    assert (before.messages, before.tokens) == (1, 7)
-    assert before == await two.statistics(owner="42", by=by)
-
-
-@pytest.mark.parametrize("apart", [False, True])
-async def test_redaction_off_the_path_takes_the_reactions(bots: Bots, store: ConversationStore, *, apart: bool) -> None:
-    one, _ = bots
-    await one.append(CHAT, QUESTION, ANSWER)
-    await one.chat(CHAT).rewind(to="q")
-    await one.chat(CHAT).react("m", "like")
-    if apart:
-        await deliver(one)
-    await one.chat(CHAT).redact("m")
-    for _ in range(2):
-        assert [len(message.reactions) for message in await one.messages(CHAT, every=True)] == [0, 0]
-        await deliver(one)
-    assert [len(message.reactions) for message in await store.messages(CHAT, every=True)] == [0, 0]
