@@ -19,7 +19,6 @@ from letopis.store.testing.records import RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.sayings import new_outbox, rows_of, send, send_encoded
 from tests.support.sqlite_rows import rows
-from tests.support.store_changes import run_there
 
 SCOPE, NOBODY = Scope.conversation("chat-1"), UUID(int=0)
 
@@ -88,18 +87,6 @@ async def test_more_records_than_a_page_are_cleared_at_once(store: ConversationS
     await send_encoded(store, outbox, lane, clear(lane), put(lane, "anew", b"1"))
     assert (await values(store), await count(store, records)) == ({"anew": b"1"}, 1)
     assert (await page(store, outbox.origin.origin_id)).heads == {lane: 904}
-
-
-async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: ConversationStore, store_url: str) -> None:
-    outbox, lane = Outbox(), SCOPE.name
-    outbox.append_encoded(lane, [put(lane, "a", b"1")])
-    await run_there(store_url, "UPDATE letopis_log_heads SET closed = 1")
-    with pytest.raises(StoreFault):
-        await outbox.deliver(store)
-    assert await values(store) == {}
-    await run_there(store_url, "UPDATE letopis_log_heads SET closed = 0")
-    await outbox.deliver(store)
-    assert await values(store) == {"a": b"1"}
 
 
 async def test_a_lane_is_trimmed_with_a_delivery_and_without_one(store: ConversationStore) -> None:

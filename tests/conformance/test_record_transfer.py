@@ -1,6 +1,5 @@
 """Records move with their conversation, owner or space by export and import, once, and overwrite nothing."""
 
-import io
 import json
 from functools import partial
 from pathlib import Path
@@ -8,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from letopis import ConversationStore, History, Message, Record, Records
+from letopis import History, Message, Record, Records
 from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
-from letopis.outbox.transfer.importer import try_out
-from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
-from tests.support.relays import sql
+from tests.conformance.tables import on_sqlite
 from tests.support.sayings import all_pages, drain
 from tests.support.sayings import problems as store_problems
 from tests.support.transfers import exported, imported
@@ -65,14 +62,11 @@ def content(records: dict[tuple[str, ...], Record]) -> dict[tuple[str, ...], Any
     return {place: (one.value, one.media, dict(one.tags), one.updated_at) for place, one in records.items()}
 
 
-@pytest.mark.parametrize("delivered", [False, True])
-async def test_records_move_with_all_that_they_are(bot: History, tmp_path: Path, *, delivered: bool) -> None:
+async def test_records_move_with_all_that_they_are(bot: History, tmp_path: Path) -> None:
     await fill(bot)
-    if delivered:
-        await drain(bot)
     raw = await exported(bot)
-    if delivered:
-        assert await exported(bot.store) == raw
+    await drain(bot)
+    assert await exported(bot) == await exported(bot.store) == raw
 
     async with History(tmp_path / "new.outbox.db", store=tmp_path / "new.db", relay=False, watch=False) as new:
         counts, refused = await imported(new.outbox, new.store, raw)
@@ -89,6 +83,7 @@ async def test_records_move_with_all_that_they_are(bot: History, tmp_path: Path,
         assert await exported(new) == raw
 
 
+@on_sqlite
 async def test_a_conversation_or_an_owner_takes_its_own_records(bot: History) -> None:
     await fill(bot)
 
@@ -103,6 +98,7 @@ async def test_a_conversation_or_an_owner_takes_its_own_records(bot: History) ->
     assert [json.loads(line)["id"] for line in (await exported(bot, records=False)).splitlines()] == ["m"]
 
 
+@on_sqlite
 async def test_what_is_there_stays_and_another_value_is_refused(bot: History) -> None:
     records = bot.records(space="app")
     await records.put(("a",), "same", {"n": 1}, tags={"t": 1})
@@ -122,23 +118,7 @@ async def test_what_is_there_stays_and_another_value_is_refused(bot: History) ->
         assert [one.value for one in await records.list()] == [2, 1, {"n": 1}]
 
 
-async def test_without_the_store_what_it_holds_stays(bot: History, store: ConversationStore, tmp_path: Path) -> None:
-    records = bot.records(space="app")
-    await records.put(("a",), "k", "first")
-    await drain(bot)
-    raw = (await exported(bot)).replace(b'"first"', b'"second"') + (
-        b'{"record":{"space":"app"},"namespace":["a"],"key":"new","value":"new"}\n'
-    )
-    path = tmp_path / "other.outbox.db"
-    async with History(path, store=NOWHERE, relay=False, watch=False, read_timeout=0.5) as away:
-        counts, refused = await imported(away.outbox, away.store, raw)
-        assert (counts.imported, refused) == (2, [])
-        await sql(away.outbox, "UPDATE letopis_outbox_origin SET destination = NULL")
-    async with History(path, store=store, relay=False, watch=False) as back:
-        await drain(back)
-        assert [one.value for one in await back.records(space="app").list()] == ["first", "new"]
-
-
+@on_sqlite
 async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
     old = b'{"conversation_id":"chat-1","id":"m","role":"user","content":"hello"}\n'
     counts, refused = await imported(bot.outbox, bot.store, old)
@@ -147,14 +127,9 @@ async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
     good = b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":null}\n'
     counts, refused = await imported(bot.outbox, bot.store, good.replace(b":null", b":1.5e999") + good)
     assert (counts.imported, [one.number for one in refused]) == (1, [1])
-    with SeenKeys() as count:
-        tried: list[Refused] = []
-        counts = try_out(
-            read_lines(io.BytesIO(good + good + good.replace(b"null", b"7") + old), count=count), tried.append
-        )
-    assert (counts.imported, counts.known, counts.refused) == (2, 1, 1)
 
 
+@on_sqlite
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_lines_of_a_deleted_conversation_are_refused(bot: History, *, delivered: bool) -> None:
     await fill(bot)
@@ -177,13 +152,3 @@ async def test_scopes_are_listed_in_pages(bot: History) -> None:
             found = await all_pages(partial(bot.records.scopes, limit=limit))
             assert sorted(map(str, found)) == sorted({str(one.scope) for one in scopes(bot).values()})
             assert len(found) == 5
-
-
-async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: ConversationStore) -> None:
-    await fill(bot)
-    await drain(bot)
-    before = await everything(bot)
-    async for _ in store.rebuild():
-        pass
-    assert await everything(bot) == before and await problems(bot) == []
-    assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
