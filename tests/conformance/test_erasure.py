@@ -19,10 +19,9 @@ from letopis.store.model.event_types import (
     MessageRedacted,
     ReactionAdded,
 )
-from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.testing.redaction import CHAT, SECRET, RedactionConformance, assert_is_the_fold, said, whole
-from tests.conformance.tables import LooksIntoTables, rows, stored_text
+from tests.conformance.tables import LooksIntoTables, on_sqlite, rows, stored_text
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import differences, present, send
 from tests.support.verdicts import assert_whole
@@ -78,17 +77,6 @@ async def test_a_late_edit_that_loses_arrives_without_content_too(store: Convers
 
 
 @ENDS
-async def test_erasure_keeps_nothing_redacted_for_a_fork(store: ConversationStore, end: End) -> None:
-    outbox = Outbox()
-    outbox.append(CHAT, Message.user("shared", id="s"), Message.user(SECRET, id="m"))
-    await send(store, outbox, "fork", forked(CHAT, 2))
-    outbox.append(CHAT, MessageRedacted(message_id="m"))
-    await send(store, outbox, CHAT, end)
-    await assert_gone(store)
-    assert [one.text for one in await store.messages("fork")] == ["shared", ""]
-
-
-@ENDS
 async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore, end: End) -> None:
     """They are not loaded, as those on the path are."""
     outbox = Outbox()
@@ -101,6 +89,7 @@ async def test_rows_of_messages_off_the_path_are_erased(store: ConversationStore
     assert await differences(store) == set()
 
 
+@on_sqlite
 async def test_redaction_of_what_is_under_way_empties_it(
     bot: History, store: ConversationStore, store_url: str
 ) -> None:
@@ -117,6 +106,7 @@ async def test_redaction_of_what_is_under_way_empties_it(
     await assert_whole(bot.outbox, store_url)
 
 
+@on_sqlite
 @pytest.mark.parametrize("batch", [1, 500])
 async def test_redacted_pending_stays_here(bot: History, store: ConversationStore, store_url: str, batch: int) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="m", tokens=3), Message.user("stays", id="s"))
@@ -136,6 +126,7 @@ async def test_redacted_pending_stays_here(bot: History, store: ConversationStor
     await assert_whole(bot.outbox, store_url)
 
 
+@on_sqlite
 async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: History) -> None:
     await bot.append(CHAT, Message.user("damaged", id="d"), Message.user(SECRET, id="m"))
 
@@ -150,6 +141,7 @@ async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: H
     assert SECRET not in repr(kept)
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "kind", ["message.edited", "message.sent", "message.failed", "message.redacted", "conversation.deleted"]
 )
@@ -207,20 +199,7 @@ async def test_reset_erases_all(bot: History, store: ConversationStore, store_ur
     assert await differences(store) == set()
 
 
-async def test_reset_takes_no_late_edits_of_another(bot: History, store: ConversationStore) -> None:
-    await bot.append(CHAT, Message.user(SECRET, id="a"))
-    await deliver_all(bot)
-    await bot.chat(CHAT).reset()
-    await deliver_all(bot)
-    other = Outbox("other")
-    other.append(CHAT, MessageEdited(message_id="a", content=SECRET), Message.user("from another", id="o"))
-    [applied] = (await other.deliver(store)).applied
-    assert list(applied.superseded) == [1]
-    assert [one.text for one in await bot.messages(CHAT)] == ["from another"]
-    await assert_gone(store)
-    await assert_is_the_fold(store)
-
-
+@on_sqlite
 async def test_a_reset_of_nothing_is_refused(bot: History) -> None:
     with pytest.raises(InvalidInput, match="no such conversation"):
         await bot.chat("nowhere").reset()

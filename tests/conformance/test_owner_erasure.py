@@ -7,9 +7,7 @@ import pytest
 from letopis import ConversationGone, ConversationStore, Held, History, Message, Selection
 from letopis.outbox.history.erasing import erase_owner, erase_person, register
 from letopis.outbox.operations.repair import fix, pause, resume
-from letopis.outbox.transfer.exporter import Exporter
-from letopis.store.maintenance.receipt import ErasureScope, load, make_receipt
-from letopis.store.model.events import utc_now
+from tests.conformance.tables import on_sqlite
 from tests.support.erased import assert_nowhere, dump, occurs
 from tests.support.relays import until
 from tests.support.sayings import Bots, drain, present
@@ -63,19 +61,7 @@ async def erase(history: History, owner: str, how: Any) -> None:
     await erase_owner(history, owner, how=how, reason="asked")
 
 
-async def test_more_events_than_a_step(store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
-    one, two = bots
-    await two.append("shared", Message.user("hello"), owner="42")
-    await drain(two)
-    for number in range(2):
-        await speak(two, "shared")
-        await two.records(owner="42").put(("profile",), f"{number}", "value", tags={"tag": WORDS})
-    await erase(one, "42", "reset")
-    await drain(one, two)
-    await assert_nowhere(WORDS, store, one, two)
-
-
+@on_sqlite
 async def test_new_words_after_the_erasure_survive(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await greet(two)
@@ -96,20 +82,7 @@ async def test_new_words_after_the_erasure_survive(store: ConversationStore, one
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_reset_of_a_chat_that_two_began_spares_what_came_since(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
-    await greet(two)
-    await drain(two)
-    await speak(two, "shared", owner="42")  # pending: the store does not know it
-    await erase(one, "42", "reset")
-    await drain(one)
-    await one.append("shared", Message.user("new words"), owner="42")
-    await drain(one)
-    await drain(two)
-    assert [message.text for message in await store.messages("shared") if message.text] == ["new words"]
-    await assert_nowhere(WORDS, store, one, two)
-
-
+@on_sqlite
 async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await drain(one)
@@ -120,6 +93,7 @@ async def test_a_new_outbox_begins_at_the_present_number(store: ConversationStor
     assert "words of a new outbox" in await texts(store, "shared")
 
 
+@on_sqlite
 async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, one: History, two: History) -> None:
     await speak(one, "shared", owner="42")
     await speak(two, "shared", owner="42")
@@ -134,6 +108,7 @@ async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, one: 
     await assert_nowhere(WORDS, store, one)
 
 
+@on_sqlite
 @pytest.mark.parametrize("held", ["owner", "conversation"])
 async def test_later_hold_spares_what_an_outbox_holds(store: ConversationStore, bots: Bots, held: Any) -> None:
     one, two = bots
@@ -155,6 +130,7 @@ async def pending_in_two(one: History, two: History) -> None:
     await two.append("shared", *(Message.user(f"{WORDS} {number}") for number in range(60)))
 
 
+@on_sqlite
 @pytest.mark.parametrize("how", ["reset everywhere", "reset here", "delete"])
 async def test_reset_everywhere_reaches_what_is_pending(store: ConversationStore, bots: Bots, how: str) -> None:
     one, two = bots
@@ -179,6 +155,7 @@ async def test_reset_everywhere_reaches_what_is_pending(store: ConversationStore
         await assert_nowhere(WORDS, store, one, two)
 
 
+@on_sqlite
 async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await pending_in_two(one, two)
@@ -197,21 +174,7 @@ async def test_a_reset_everywhere_spares_what_its_outbox_appends_after_it(store:
     await assert_nowhere(WORDS, store, one, two)
 
 
-async def test_reset_everywhere_that_was_cut_off_is_repeated_whole(store: ConversationStore, bots: Bots) -> None:
-    one, two = bots
-    await pending_in_two(one, two)
-    await one.chat("shared").reset()
-    await drain(one)
-    await one.append("shared", Message.user(f"{WORDS} pending here"))
-    await register(one.outbox, one.store, "conversation", "shared", how="reset", reason=None)  # and is killed
-    await drain(one, two)
-    assert WORDS not in await dump(store)
-    await one.append("shared", Message.user(f"{WORDS} again"))
-    await one.chat("shared").reset(everywhere=True)
-    await drain(one, two)
-    await assert_nowhere(WORDS, store, one, two)
-
-
+@on_sqlite
 async def test_deletion_lets_nothing_of_another_outbox_arrive_readable(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await pending_in_two(one, two)
@@ -276,22 +239,7 @@ async def test_person_is_erased_through_an_outbox_that_was_offline(store: Conver
     assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
 
 
-async def test_words_after_the_erasure_are_new(store: ConversationStore, one: History, two: History) -> None:
-    await talk(one, "group", "first")
-    await talk(two, "group", "second")
-    await drain(one, two)
-    await talk(two, "group", "third")
-    await erase_ann(one)
-    await drain(one)
-    await one.append("group", Message.user("I am back", author=ANN))
-    await drain(one, two)
-    await two.append("group", Message.user("and here", author=ANN))
-    await drain(two)
-    texts = [message.text for message in await store.messages("group") if message.text and BENS not in message.text]
-    assert texts == ["I am back", "and here"]
-    await assert_nowhere(ANNS, store, one, two)
-
-
+@on_sqlite
 async def test_the_original_of_a_repaired_message_goes_too(store: ConversationStore, bots: Bots) -> None:
     one, two = bots
     await talk(one, "group", "first")
@@ -308,6 +256,7 @@ async def test_the_original_of_a_repaired_message_goes_too(store: ConversationSt
     await assert_nowhere(ANNS, store, one, two)
 
 
+@on_sqlite
 @pytest.mark.parametrize("held", ["owner", "conversation"])
 async def test_a_held_group_keeps_the_words_and_tells_so(
     store: ConversationStore, bots: Bots, held: Any, monkeypatch: pytest.MonkeyPatch
@@ -332,15 +281,7 @@ async def test_a_held_group_keeps_the_words_and_tells_so(
     assert [message.text for message in await store.messages("free")] == [""] * 2
 
 
-async def test_a_hold_on_the_person_forbids_it(store: ConversationStore, bots: Bots) -> None:
-    await talk(bots[0], "group", "first")
-    await drain(bots[0])
-    await store.erasures.hold("owner", ANN, reason="a court asked")
-    with pytest.raises(Held):
-        await erase_ann(bots[0])
-    assert await store.erasures.after(0) == []
-
-
+@on_sqlite
 async def test_more_than_one_step_takes(store: ConversationStore, bots: Bots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letopis.outbox.event_log.erasures.MAX_ERASED_PER_TRANSACTION", 2)
     monkeypatch.setattr("letopis.outbox.relay.erasures._MESSAGES_PER_STEP", 2)
@@ -356,32 +297,3 @@ async def test_more_than_one_step_takes(store: ConversationStore, bots: Bots, mo
     await drain(one, two)
     await assert_nowhere(ANNS, store, one, two)
     assert len([message for message in await store.messages("group") if message.text]) == 10
-
-
-async def test_export_then_erase_then_verify_the_receipt(store: ConversationStore, bots: Bots) -> None:
-    (one, two), engine = bots, store._runtime.callers_engine
-    await talk(one, "group", "first")
-    await one.append(ANN, Message.user(f"{ANNS} alone"), owner=ANN)
-    await greet(two)
-    await drain(one, two)
-    exported = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
-    assert exported.count(ANNS.encode()) == 3 and BENS.encode() not in exported
-    async with engine.connect() as connection:
-        scope = await ErasureScope.read(connection, "person", ANN)
-
-    erasure = await erase_person(one, ANN, how="delete", reason="asked", requested_by="dpo")
-    await drain(one)
-    async with engine.connect() as connection:
-        content = await make_receipt(connection, erasure.number, scope, now=utc_now())
-
-    check = load(content)
-    assert [problem async for problem in check.problems(engine)] == []
-    assert check.outboxes == {"one.outbox.db": "had acknowledged", "two.outbox.db": "has not acknowledged yet"}
-    assert ANNS.encode() not in content
-    await drain(two)
-    check = load(content)
-    assert [problem async for problem in check.problems(engine)] == []
-    assert check.outboxes["two.outbox.db"] == "has acknowledged since"
-    again = b"".join([line async for line in Exporter(one, every=True).of_person(ANN)])
-    assert again == b""
-    await assert_nowhere(ANNS, store, one, two)
