@@ -14,6 +14,7 @@ from letopis.store.database.schema import erasures, events, log_heads, records
 from letopis.store.erasures import Erasure
 from letopis.store.maintenance.receipt import ErasureScope, _digest, load, make_receipt
 from letopis.store.model.events import utc_now
+from tests.conformance.tables import on_sqlite
 from tests.support.sayings import Bots, change, drain, rows_of
 
 ANN, BEN = "ann", "ben"
@@ -117,6 +118,7 @@ UNPROVEN = {("made_at",), ("retained",), ("outboxes", 0, "name")}
 """Of these the store tells nothing that contradicts: the digest alone protects them."""
 
 
+@on_sqlite
 async def test_each_field_that_is_altered_is_refused(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     document = orjson.loads(await erased(store, engine, bots[0]))
     paths = fields(document)
@@ -135,6 +137,7 @@ async def test_each_field_that_is_altered_is_refused(store: ConversationStore, e
             load(torn)
 
 
+@on_sqlite
 async def test_content_that_is_back_is_found(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     await said(bots[0])
     rows = await rows_of(store, sa.select(events))
@@ -155,6 +158,7 @@ async def test_content_that_is_back_is_found(store: ConversationStore, engine: A
     assert any("of the log ends at" in problem for problem in found)
 
 
+@on_sqlite
 async def test_records_that_are_back_are_found(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     one = bots[0]
     await said(one)
@@ -180,6 +184,7 @@ async def test_records_that_are_back_are_found(store: ConversationStore, engine:
     assert await problems(engine, content) == ["the store holds 1 of the records of the receipt"]
 
 
+@on_sqlite
 async def test_a_receipt_of_another_store_is_refused(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     content = await erased(store, engine, bots[0])
     await store.new_identity()

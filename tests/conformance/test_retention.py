@@ -14,7 +14,7 @@ from letopis.outbox.relay.content_retention import append_trims
 from letopis.store import PINNED, ContentRetention, ConversationStore, Message, RetentionRule
 from letopis.store.maintenance.retention import RetentionStep, read_again
 from letopis.store.outbox_access import OutboxAccess
-from tests.conformance.tables import stored_text
+from tests.conformance.tables import on_sqlite, stored_text
 from tests.conformance.test_trims import assert_agrees
 from tests.support.sayings import finish_tasks, problems
 
@@ -109,19 +109,6 @@ async def test_old_content_leaves_and_nothing_younger_is_touched(bot: History, c
     await assert_agrees(bot.store, "a", "b")
 
 
-async def test_the_newest_messages_stay_by_count(bot: History, calendar: Calendar) -> None:
-    await say(bot, calendar, "a", *range(6))
-    await say(bot, calendar, "b", *range(3))
-    before = (await bot.store.messages("a")).items
-    content = ContentRetention(max_messages=3)
-    assert await retain(bot, content, calendar) == 1
-    assert await kept(bot, "a") == ["a-3", "a-4", "a-5"] and len(await kept(bot, "b")) == 3
-    assert (await bot.store.messages("a")).items[3:] == before[3:]
-    await say(bot, calendar, "b", 7)
-    assert await retain(bot, content, calendar) == 1 and await kept(bot, "b") == ["b-1", "b-2", "b-7"]
-    await assert_agrees(bot.store, "a", "b")
-
-
 async def test_content_leaves_with_an_archived_conversation(bot: History, calendar: Calendar) -> None:
     content = ContentRetention(archived_max_age_days=10)
     for name in ("archived", "restored", "live"):
@@ -140,6 +127,7 @@ async def test_content_leaves_with_an_archived_conversation(bot: History, calend
     await assert_agrees(bot.store, "archived", "restored", "live")
 
 
+@on_sqlite
 async def test_the_first_rule_that_matches_counts_alone(bot: History, calendar: Calendar) -> None:
     content = ContentRetention(
         max_age_days=30,
@@ -181,6 +169,7 @@ async def test_the_first_rule_that_matches_counts_alone(bot: History, calendar: 
     assert "t0ken" not in await stored_text(bot.store)
 
 
+@on_sqlite
 async def test_other_rules_look_at_everything_again(bot: History, calendar: Calendar) -> None:
     await say(bot, calendar, "a", 0, 20)
     calendar.day = 25
@@ -189,6 +178,7 @@ async def test_other_rules_look_at_everything_again(bot: History, calendar: Cale
     assert await kept(bot, "a") == ["a-20"]
 
 
+@on_sqlite
 async def test_clocks_that_differ_take_nothing_young(bot: History, calendar: Calendar) -> None:
     """A younger event stands before an older one: the age of each counts, and the place only bounds what leaves."""
     await say(bot, calendar, "a", 0, 20, 1, 2)
@@ -200,6 +190,7 @@ async def test_clocks_that_differ_take_nothing_young(bot: History, calendar: Cal
     assert await kept(bot, "a") == []
 
 
+@on_sqlite
 async def test_a_fork_gives_back_what_it_inherits_when_it_is_old_itself(bot: History, calendar: Calendar) -> None:
     await say(bot, calendar, "a", 0)
     calendar.day = 20
@@ -237,17 +228,7 @@ async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, mo
         await assert_agrees(one.store, *(f"c{number}" for number in range(20)))
 
 
-async def test_the_outbox_loses_what_leaves_the_store(bot: History, calendar: Calendar) -> None:
-    await say(bot, calendar, "a", 0, 1, 2)
-    await bot.chat("a").rename("a title")
-    assert await retain(bot, ContentRetention(max_messages=1), calendar) == 1
-    await Relay(bot.outbox, bot.store, now=calendar.now).drain()
-    rows = await bot.outbox.read(
-        lambda connection: connection.exec_driver_sql("SELECT data FROM letopis_outbox_events").all()
-    )
-    assert "t0ken-a-1" not in repr(rows) and "t0ken-a-2" in repr(rows) and "a title" in repr(rows)
-
-
+@on_sqlite
 async def test_the_log_is_read_again_on_request(bot: History, calendar: Calendar) -> None:
     await say(bot, calendar, "a", 0)
     calendar.day = 31
@@ -263,6 +244,7 @@ async def test_the_log_is_read_again_on_request(bot: History, calendar: Calendar
     assert await kept(bot, "a") == []
 
 
+@on_sqlite
 async def test_a_round_ends_amid_new_events(bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
     """New events are for the next round: they must not keep the older ones from being looked at."""
     await say(bot, calendar, "a", 0, 31)

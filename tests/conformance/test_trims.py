@@ -19,7 +19,7 @@ from letopis.store.model.event_types import (
 from letopis.store.rules.fold import fold
 from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
-from tests.conformance.tables import stored_text
+from tests.conformance.tables import on_sqlite, stored_text
 from tests.conformance.test_tasks import take_small_steps
 from tests.support.sayings import change, differences, finish_tasks, new_outbox, present, problems, send
 
@@ -98,6 +98,7 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
     await assert_agrees(store, CHAT)
 
 
+@on_sqlite
 async def test_of_two_trims_for_one_place_the_second_changes_nothing(store: ConversationStore) -> None:
     one, two = Outbox("one"), Outbox("two")
     await send(store, one, CHAT, *talk(), trim(12))
@@ -112,12 +113,14 @@ async def test_of_two_trims_for_one_place_the_second_changes_nothing(store: Conv
     await assert_agrees(store, CHAT)
 
 
+@on_sqlite
 async def test_a_trim_cannot_reach_beyond_itself(store: ConversationStore) -> None:
     await new_outbox(store, CHAT, Message.user(OLD, id="a"), trim(10_000), Message.user(YOUNG, id="b"))
     assert [message.text for message in await store.messages(CHAT)] == ["", YOUNG]
     await assert_agrees(store, CHAT)
 
 
+@on_sqlite
 @pytest.mark.parametrize("in_steps", [False, True])
 async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool) -> None:
     if in_steps:
@@ -145,6 +148,7 @@ async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.Monke
     await assert_agrees(store, "p", "f", "late")
 
 
+@on_sqlite
 async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStore) -> None:
     """The fork began after the first trim, at a version beyond what the second one takes."""
     outbox = Outbox()
@@ -161,6 +165,7 @@ async def test_what_a_fork_reads_between_two_trims_stays(store: ConversationStor
     await assert_agrees(store, "p")
 
 
+@on_sqlite
 async def test_later_changes_of_a_trimmed_message_are_not_shown(store: ConversationStore) -> None:
     outbox, late = Outbox("one"), Outbox("two")
     await send(store, outbox, CHAT, *talk(), trim(12))
@@ -182,13 +187,6 @@ async def test_a_reset_and_a_deletion_after_a_trim_erase_the_rest(store: Convers
     assert (await problems(store), await differences(store)) == ([], set())
 
 
-async def test_the_past_of_a_trimmed_conversation_shows_no_content(store: ConversationStore) -> None:
-    outbox = await new_outbox(store, CHAT, *talk())
-    await send(store, outbox, CHAT, trim(12))
-    then = (await store.messages(CHAT, as_of=14)).items
-    assert [message.text for message in then] == ["", "", "", "", "", "", f"{YOUNG} 0", f"{YOUNG} 1"]
-
-
 async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: ConversationStore) -> None:
     await new_outbox(store, CHAT, *talk(), trim(12), ConversationRenamed(title="second"))
     before, row = (await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)
@@ -196,28 +194,3 @@ async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: Conversa
     await change(store, "DELETE FROM letopis_messages", cut)
     assert [rebuilt.written async for rebuilt in store.rebuild(every=True)] == [True]
     assert ((await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)) == (before, row)
-
-
-async def test_tags_are_added_and_removed(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(CHAT, ConversationTagged(add=["b", "a"]), ConversationTagged(add=["c"], remove=["a", "none"]))
-    await send(store, outbox, CHAT, ConversationTagged(add=[f"t{number}" for number in range(31)]))
-    # The third would have made it more than 32.
-    assert present(await store.conversation(CHAT)).tags == ("b", "c")
-    assert present(await store.conversation(CHAT, as_of=1)).tags == ("a", "b")
-    await assert_agrees(store, CHAT)
-
-
-async def test_many_trims_in_a_delivery_share_rows(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.store.write.row_writer.MAX_ROWS_PER_TRANSACTION", 30)
-    outbox, names = Outbox(), [f"c{number}" for number in range(5)]
-    for name in names:
-        outbox.append(name, *talk())
-    await outbox.deliver(store)
-    for name in names:
-        outbox.append(name, trim(12))
-    await outbox.deliver(store)
-    assert (await store.pending_tasks()).tasks == 6  # two marks each of the three that found no room
-    await finish_tasks(store)
-    assert OLD not in await stored_text(store)
-    await assert_agrees(store, *names)

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from letopis import History, OutboxFile, Page, RecordedMessage
+from letopis import History, Page, RecordedMessage
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
-from letopis.outbox.event_log.acknowledge import rewind_lane
 from letopis.outbox.event_log.append_encoding import After, prepare
 from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen
 from letopis.store.model.event_types import (
@@ -22,12 +21,10 @@ from letopis.store.model.event_types import (
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.testing.redaction import assert_is_the_fold
+from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import path
-from tests.support.apart import open_apart
-from tests.support.peers import refused_port
 from tests.support.relays import deliver_all
 from tests.support.sayings import Bots, new_outbox, present, send
-from tests.support.transfers import exported, imported
 
 CHAT = "chat-1"
 
@@ -136,6 +133,7 @@ async def verdicts(store: ConversationStore, outbox: Outbox, first: int, last: i
     return dict(applied.superseded)
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("split", "rival_at"), [((3,), 0), ((1, 2), 0), ((2, 1), 1), ((1, 1, 1), 0), ((1, 1, 1), 1), ((1, 1, 1), 2)]
 )
@@ -197,6 +195,7 @@ LATE: list[Body] = [
 ]
 
 
+@on_sqlite
 @pytest.mark.parametrize("late", LATE, ids=lambda body: body.type)
 async def test_what_is_put_aside_has_no_effect(store: ConversationStore, rivals: Rivals, late: Body) -> None:
     one, two = rivals
@@ -208,17 +207,6 @@ async def test_what_is_put_aside_has_no_effect(store: ConversationStore, rivals:
     changed = conversation.with_changes(version=before[1].version, updated_at=before[1].updated_at)
     assert (await store.messages(CHAT, every=True), changed) == before
     await assert_is_the_fold(store)
-
-
-async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore, rivals: Rivals) -> None:
-    """Call and result are appended one after the other: a result never stands without its call."""
-    one, two = rivals
-    seen = await overtaken(store, one, two)
-    [call] = turn(one, Message.assistant("call"), after=seen)
-    [result] = turn(one, Message.tool("result"), after=call)
-    [summary] = turn(one, Message.assistant("so"), after=result)
-    assert set(await verdicts(store, one, call, result)) == {call, result}
-    assert set(await verdicts(store, one, summary, summary)) == {summary}
 
 
 async def test_lane_that_counts_more_than_is_stored_hides_no_rival(store: ConversationStore, rivals: Rivals) -> None:
@@ -260,67 +248,7 @@ async def a_lost_turn(bot: History, store: ConversationStore) -> Any:
     return await bot.append(CHAT, Message.assistant("late", id="l-1"), Message.tool("later", id="l-2"), after=page)
 
 
-@pytest.mark.parametrize("batch", [1, 500])
-async def test_receipt_tells_and_reads_agree(bot: History, store: ConversationStore, batch: int) -> None:
-    receipt = await a_lost_turn(bot, store)
-    assert await path(bot) == ["q", "rival", "l-1", "l-2"]  # as far as it knows
-    assert not await receipt.superseded(timeout=0.1)
-    await deliver_all(bot, batch=batch)
-    assert (await receipt.superseded(timeout=60), await receipt.saved(timeout=5)) == (True, False)
-    assert await path(bot) == ["q", "rival"]
-    assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
-    found = present(await bot.chat(CHAT).conversation())
-    assert (found.message_count, found.pending) == (2, 0)
-    # The next turn, on a new reading, stands.
-    after = await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
-    await deliver_all(bot)
-    assert not await after.superseded(timeout=5)
-    assert await path(bot) == ["q", "rival", "so"]
-
-
-async def test_lost_turn_is_aside_without_the_store(bot: History, store: ConversationStore, tmp_path: Path) -> None:
-    await a_lost_turn(bot, store)
-    await deliver_all(bot)
-    await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
-    away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/none"
-    async with open_apart(tmp_path / "bot.outbox.db", store=away, relay=False, watch=False) as cut_off:
-        page = await cut_off.messages(CHAT)
-        assert not page.complete
-        assert [message.id for message in page] == ["q", "so"]
-        every = await cut_off.messages(CHAT, every=True)
-        assert [(one.id, one.superseded) for one in every] == [
-            ("q", False),
-            ("l-1", True),
-            ("l-2", True),
-            ("so", False),
-        ]
-        # A page is as full as it can be: what is aside takes no room in it.
-        for last, expected in ((2, ["q", "so"]), (1, ["so"])):
-            assert [message.id for message in await cut_off.messages(CHAT, last=last)] == expected
-        assert present(await cut_off.chat(CHAT).conversation()).message_count == 2
-
-
-async def test_a_window_of_all_messages_holds_when_something_is_rewound(bot: History) -> None:
-    for number in range(4):
-        await bot.append(CHAT, Message.user(f"m {number}", id=f"m-{number}"))
-    await bot.append(CHAT, ConversationRewound(to_message_id="m-1"))
-    newest = await bot.messages(CHAT, last=2, every=True)
-    older = await bot.messages(CHAT, last=2, before=newest.next, every=True)
-    assert [message.id for message in newest] == ["m-2", "m-3"]
-    assert [message.id for message in older] == ["m-0", "m-1"]
-
-
-async def test_what_the_store_has_lost_it_judges_anew(bot: History, store: ConversationStore) -> None:
-    """A restored backup without the rival: the verdict of before says nothing any more."""
-    receipt = await a_lost_turn(bot, store)
-    await deliver_all(bot)
-    assert await receipt.superseded(timeout=60)
-    await bot.outbox.write(lambda connection: rewind_lane(connection, CHAT, 2, now_us=bot.outbox.now_us()))
-    assert not await receipt.superseded(timeout=0.1)
-    await deliver_all(bot)
-    assert await receipt.superseded(timeout=60)  # this store had lost nothing
-
-
+@on_sqlite
 async def test_a_copy_that_lives_on_keeps_its_conditions(tmp_path: Path, store: ConversationStore) -> None:
     file = tmp_path / "bot.outbox.db"
     async with History(file, store=store, relay=False) as bot:
@@ -338,27 +266,3 @@ async def test_a_copy_that_lives_on_keeps_its_conditions(tmp_path: Path, store: 
         await deliver_all(reborn)
         assert await path(reborn) == expected
     await assert_no_gaps(store)
-
-
-async def test_export_holds_the_path_and_is_read_in(bot: History, store: ConversationStore, tmp_path: Path) -> None:
-    await a_lost_turn(bot, store)
-    await deliver_all(bot)
-    await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
-    await bot.append(CHAT, MessageRedacted(message_id="q"))
-    await deliver_all(bot)
-    lines = await exported(bot, records=False, one=CHAT)
-    assert lines.count(b"\n") == 3
-    before = order(await bot.messages(CHAT, every=True))
-
-    async with ConversationStore.open(tmp_path / "other.history.db") as other:
-        elsewhere = await OutboxFile.open(tmp_path / "other.outbox.db")
-        try:
-            # What the rival said is taken once more here; the store recognises it.
-            for kept, its_store, known in ((elsewhere, other, 0), (bot.outbox, store, 2)):
-                counts, refusals = await imported(kept, its_store, lines)
-                assert (refusals, counts.imported, counts.known) == ([], 3 - known, known)
-        finally:
-            await elsewhere.close()
-    await deliver_all(bot)
-    assert order(await bot.messages(CHAT, every=True)) == before
-    assert await path(bot) == ["q", "rival", "so"]

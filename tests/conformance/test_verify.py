@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from letopis.store import ConversationDeleted, ConversationStore, Message
 from letopis.store.database.schema import events, lanes, owners, record_ledger, record_parts, record_tags, records
 from letopis.store.model.identifiers import uuid7
-from letopis.store.model.records import MAX_INLINE_BYTES, PART_BYTES, Scope, encode_namespace
+from letopis.store.model.records import MAX_INLINE_BYTES, PART_BYTES, Scope
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
-from letopis.store.testing.record_changes import CP, clear, delete, hollow, put
+from letopis.store.testing.record_changes import clear, delete, put
+from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import deliver
 from tests.support.sayings import Bots, change, new_outbox, problems, rows_of, send, send_encoded
 
@@ -61,6 +62,7 @@ CHANGES: dict[str, tuple[list[sa.Executable], list[str]]] = {
 }
 
 
+@on_sqlite
 @pytest.mark.parametrize("name", CHANGES)
 async def test_a_change_by_hand_is_found(store: ConversationStore, name: str) -> None:
     statements, found = CHANGES[name]
@@ -68,36 +70,6 @@ async def test_a_change_by_hand_is_found(store: ConversationStore, name: str) ->
     assert await problems(store) == []
     await change(store, *statements)
     assert await problems(store) == found
-
-
-async def test_what_was_delivered_is_no_problem(store: ConversationStore) -> None:
-    one = await three_records(store)
-    other = Outbox()
-    # Replaced by another outbox, in another size, deleted, hollowed, put again, and refused.
-    other.append_encoded(LANE, [put(LANE, "a", LARGE), delete(LANE, "b"), put(LANE, "c", b"1", expected="absent")])
-    await other.deliver(store)
-    hollowed = hollow(put(LANE, "d", b"1"))
-    one.append_encoded(LANE, [hollowed, put(LANE, "d", b"2", tags={"flag": True}), delete(LANE, "none")])
-    one.append_encoded(LANE, [put(LANE, "d", b"3", expected="absent"), put(LANE, "large", b"small now")])
-    await one.deliver(store)
-    assert await problems(store) == []
-
-    # Sent again, trimmed, cleared by a prefix and as a whole, one lane of a space and another.
-    await store.apply(one.origin, [one.batch(LANE)])
-    await store.apply(one.origin, [LaneBatch(conversation_id=LANE, deliveries=(), pruned=4)])
-    spaces = [encode_namespace((label,)) for label in "abcdefgh"]
-    for number, namespace in enumerate(spaces):
-        lane = SPACE.lane(namespace)
-        outbox = (one, other)[number % 2]
-        outbox.append_encoded(lane, [put(lane, key, b"1", namespace=namespace) for key in "kl"])
-    await one.deliver(store)
-    await other.deliver(store)
-    assert await problems(store) == []
-    other.append_encoded(SPACE.lane(spaces[0]), [clear(SPACE.lane(spaces[0]), spaces[0])])
-    other.append_encoded(LANE, [clear(LANE, CP), put(LANE, "after", b"1"), clear(LANE, erase=True)])
-    other.append_encoded(LANE, [put(LANE, "last", LARGE, tags={"none": None})])
-    await other.deliver(store)
-    assert await problems(store) == []
 
 
 async def test_deliveries_beside_it_are_no_problem(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +126,7 @@ async def owned(bots: Bots) -> Bots:
     return bots
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "values",
     [
@@ -169,24 +142,6 @@ async def test_an_active_conversation_that_was_changed_is_found(store: Conversat
     assert await problems(store) == []
     await change(store, sa.update(owners).where(owners.c.owner_id == "ann").values(values))
     assert await problems(store) == ["the active conversation of owner 'ann' is not the one that was activated last"]
-
-
-async def test_active_conversation_that_deliveries_moved_is_no_problem(store: ConversationStore, owned: Bots) -> None:
-    one, other = owned
-    await one.append("plain", Message.user("hello"), owner="cy")  # never activated
-    await one.chat("bo-2").restore()
-    await other.chat("ann-1").archive()
-    await deliver(one, other)
-    assert await problems(store) == []
-    # Deleted, with the marker on it; the last one leaves; another is active again.
-    await one.chat("bo-2").activate(owner="bo")
-    await deliver(one)
-    await other.chat("bo-2").delete()
-    await deliver(other)
-    await one.chat("bo-1").archive()
-    await one.chat("ann-2").activate(owner="ann")
-    await deliver(one)
-    assert await problems(store) == []
 
 
 async def twice_said(store: ConversationStore) -> Outbox:
