@@ -15,7 +15,7 @@ from letopis.store.testing.forks import ForkConformance, forked, texts
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.time_travel import paged
 from letopis.store.write.redaction import Eraser
-from tests.conformance.tables import LooksIntoTables, stored_text
+from tests.conformance.tables import LooksIntoTables, on_sqlite, stored_text
 from tests.support.sayings import send
 
 
@@ -66,6 +66,7 @@ class Killed(Exception):
     """A process ended here."""
 
 
+@on_sqlite
 @pytest.mark.parametrize("how", ["cut off", "unavailable", "poison"])
 async def test_what_no_fork_reads_any_more_is_erased_by_a_task_if_its_apply_was_disturbed(
     store: ConversationStore, how: str, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +97,7 @@ async def rebuilt(store: ConversationStore) -> dict[str, tuple[str, ...]]:
     return {one.conversation_id: one.differences async for one in store.rebuild()}
 
 
+@on_sqlite
 async def test_very_deep_forks_are_read_as_far_as_they_go(store: ConversationStore) -> None:
     outbox = Outbox()
     outbox.append("0", Message.user("0"))

@@ -12,12 +12,13 @@ from letopis import NULL, ConversationStore, EventIdReused, History, Message, Re
 from letopis.outbox.drafts.completion import recover
 from letopis.store import ConversationActivated
 from letopis.store.rules.fold import fold
+from tests.conformance.tables import on_sqlite
 from tests.support.relays import sql
 from tests.support.sayings import change, present
 from tests.support.sqlite_rows import rows
 from tests.support.transfers import exported, imported
 
-pytestmark = pytest.mark.anyio
+pytestmark = [on_sqlite, pytest.mark.usefixtures("store_url")]
 
 CHAT = "chat"
 DRAFTS = "SELECT data FROM letopis_outbox_drafts"
@@ -72,22 +73,6 @@ async def test_reads_give_the_same_bytes_before_and_after_delivery(store_url: st
         assert prefix(fold(events).path) == expected
         about = [{key: item for key, item in one.metadata.items() if key in GIVEN} for one in events if one.metadata]
         assert [orjson.dumps(one) for one in about] == [orjson.dumps(GIVEN)] * 4
-
-
-async def test_retry_in_another_order_is_the_same_message_and_keeps_the_first(store_url: str, tmp_path: Path) -> None:
-    """Pending, delivered, and from another outbox."""
-    async with History(tmp_path / "a.outbox.db", store=store_url) as history:
-        await history.append(CHAT, *said(GIVEN))
-        await history.append(CHAT, *said(turned(GIVEN)))
-        assert await history.drained(60)
-        await history.append(CHAT, *said(turned(GIVEN)))
-        assert prefix(await history.messages(CHAT)) == prefix(said(GIVEN))
-        with pytest.raises(EventIdReused):
-            await history.append(CHAT, *said({**GIVEN, "more": 1}))
-    async with History(tmp_path / "b.outbox.db", store=store_url) as other:
-        await other.append(CHAT, *said(turned(GIVEN)))
-        assert await other.drained(60)
-        assert prefix(await other.messages(CHAT)) == prefix(said(GIVEN))
 
 
 async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -91,19 +90,9 @@ class Slow(Seen):
         await asyncio.to_thread(sys.stdin.readline)
 
 
-class Dying(Acting):
-    """Its process ends before it has done anything outside."""
-
-    async def effects(self, events: Sequence[RecordedEvent]) -> None:
-        os._exit(9)
-
-
-CHILDREN = {"slow": Slow, "dying": Dying}
-
-
-async def project(kind: str, url: str) -> None:
+async def project(url: str) -> None:
     async with ConversationStore.open(url) as store:
-        await store.projector(CHILDREN[kind](), batch=5).run()
+        await store.projector(Slow(), batch=5).run()
 
 
 @pytest.fixture
@@ -165,7 +154,7 @@ async def test_killed_in_a_batch_it_takes_in_each_event_once(store: Conversation
     await say(store, Outbox(), 40)
     for batches in (1, 3):  # killed after this many batches were written, the last of them not committed
         child = subprocess.Popen(
-            command(project, "slow", url), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command(project, url), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert child.stdin is not None and child.stdout is not None
         for left in reversed(range(batches)):
@@ -244,18 +233,6 @@ async def test_effects_that_raise_end_the_step_and_are_not_retried(store: Conver
     assert projection.done == [1, 2, 3]
 
 
-async def test_death_before_its_effects_leaves_them_undone(store: ConversationStore, url: str) -> None:
-    """At most once outside, while what it wrote is there exactly once: also that it is still to be done."""
-    projection = Acting()
-    await store.projector(projection).step()
-    await say(store, Outbox(), 8)
-    child = command(project, "dying", url)
-    done = await asyncio.to_thread(subprocess.run, child, cwd=ROOT, timeout=60, check=False)
-    await store.projector(projection).catch_up()
-    assert (done.returncode, projection.done) == (9, [6, 7, 8])
-    assert await rows_of(url) == [(0, position, 0) for position in range(1, 9)]
-
-
 async def test_what_a_catch_up_projection_raises_is_its_own_fault(store: ConversationStore, store_url: str) -> None:
     """Its table is missing, which is no affair of `letopis db upgrade`."""
     await say(store, Outbox(), 1)
@@ -272,18 +249,6 @@ class TestInline:
         # The first of two versions does what is to be done, and the second replays it in the same transaction.
         assert await rows_of(url, 1) == [(0, position, 0) for position in range(1, 5)]
         assert await rows_of(url, 2) == [(0, position, 1) for position in range(1, 5)]
-
-    async def test_many_lanes_in_one_apply_come_in_the_order_of_the_log(self, empty_database_url: str) -> None:
-        async with ConversationStore.open(
-            empty_database_url, migrate=True, partitions=3, projections=[Seen()]
-        ) as store:
-            await make_table(empty_database_url)
-            outbox = Outbox()
-            for number in range(40):
-                outbox.append(f"c{number % 13}", Message.user("x"))
-            await outbox.deliver(store)
-            expected = [(one, position) for one in range(3) for position in range(1, await store.head(one) + 1)]
-        assert [(partition, position) for partition, position, _ in await rows_of(empty_database_url)] == expected
 
     @pytest.mark.parametrize("twice", [False, True], ids=["it raises", "a constraint of its table refuses"])
     async def test_one_that_fails_makes_the_apply_fail(self, url: str, twice: bool) -> None:
@@ -347,32 +312,22 @@ class TestInline:
         assert [position for _, position, _ in await rows_of(url)] == list(range(1, 71))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("name", name) for name in ("", "Orders", "orders counted", "x" * 65, 5, "search", "letopis.orders")),
-        *(("version", version) for version in (0, True, "2", 2**31)),
-    ],
-)
-def test_a_projection_that_cannot_be_kept_account_of_is_refused(tmp_path: Path, field: str, value: Any) -> None:
-    projection = Seen()
-    setattr(projection, field, value)
-    with pytest.raises(ConfigurationError, match=field):
-        ConversationStore(tmp_path / "history.db", projections=[projection])
-    with pytest.raises(ConfigurationError, match=field):
-        ConversationStore(tmp_path / "history.db").projector(projection)
-
-
-def test_inline_projections_that_cannot_work_are_refused(tmp_path: Path) -> None:
-    class NoName(Projection):
-        async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
-            """Apply nothing."""
-
+def test_projections_that_cannot_work_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "history.db"
+    for field, values in (
+        ("name", ("", "Orders", "x" * 65, 5, "search", "letopis.orders")),
+        ("version", (0, "2", 2**31)),
+    ):
+        for value in values:
+            projection = Seen()
+            setattr(projection, field, value)
+            with pytest.raises(ConfigurationError, match=field):
+                ConversationStore(path, projections=[projection])
+            with pytest.raises(ConfigurationError, match=field):
+                ConversationStore(path).projector(projection)
     wrong: dict[str, list[Any]] = {
         "twice": [Seen(), Seen()],
         "effects": [Acting()],
-        "name": [NoName()],
         "must be a Projection": ["custom.seen"],
     }
     for told, projections in wrong.items():

@@ -44,19 +44,6 @@ async def test_a_view_holds_the_page_of_its_window(store: ConversationStore, fil
             assert view.plain or view.conversation is not None
 
 
-async def test_the_view_of_a_conversation_that_is_not_there_is_empty(store: ConversationStore) -> None:
-    for window in (Window(last=5), None):
-        view = await store.outbox_access.view(query_of(window))
-        assert (view.conversation, view.messages, view.sequence, view.next) == (None, (), 0, None)
-
-
-async def test_a_view_tells_the_lane_of_its_own_outbox(store: ConversationStore, filled: Outbox) -> None:
-    view = await store.outbox_access.view(replace(query_of(Window(last=1)), whole=True))
-    assert view.sequence == 0
-    assert view.conversation == await store.conversation(ONLY)
-    assert [message.text for message in view.messages] == ["10"]
-
-
 async def test_a_message_that_only_a_newer_release_reads_is_shown_as_it_is(store: ConversationStore) -> None:
     outbox = Outbox()
     await send(store, outbox, ONLY, Event(type="message.appended", schema_version=2, data={"shape": "of tomorrow"}))

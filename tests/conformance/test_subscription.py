@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, RecordedEvent, StoreFault
 from letopis.store.database.engines import create_store_engine
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
-from tests.support.sayings import new_outbox
 
 WRITERS = 16
 ROUNDS = 12
@@ -105,27 +104,6 @@ async def test_a_writer_that_commits_late_holds_the_positions_after_its_own(kind
         await second
         assert [event.position for event in await take(store, 1)] == [1]
         await slow.dispose()
-
-
-async def test_a_subscription_goes_on_from_any_position(store: ConversationStore) -> None:
-    await new_outbox(store, "chat-1", *(Message.user(str(number), metadata={"n": number}) for number in range(30)))
-    assert tuple(await take(store, 30)) == (await store.events("chat-1")).items
-    assert [event.position for event in await take(store, 9, from_position=21)] == list(range(22, 31))
-
-
-async def test_a_partition_that_is_not_there_is_refused(store: ConversationStore) -> None:
-    for options in (
-        {"partition": 1},
-        {"partition": -1},
-        {"batch": 0},
-        {"from_position": -1},
-        {"from_position": {0: -1}},
-        {"from_position": {1: 0}},
-        {"from_position": {1: 0}, "partition": 0},
-    ):
-        with pytest.raises(InvalidInput):
-            async for _ in store.subscribe(**options):
-                pass
 
 
 PARTITIONS = 16
