@@ -11,7 +11,7 @@ from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.effects import erase_content
 from letopis.outbox.event_log.lanes import next_batch
-from letopis.store import ConversationGone, ConversationStore, Event, EventIdReused, InvalidInput, Message, Reuse, Seen
+from letopis.store import ConversationStore, Event, EventIdReused, InvalidInput, Message, Reuse, Seen
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
@@ -197,15 +197,3 @@ async def test_reset_erases_all(bot: History, store: ConversationStore, store_ur
     await assert_is_the_fold(store)
     await assert_whole(bot.outbox, store_url)
     assert await differences(store) == set()
-
-
-@on_sqlite
-async def test_a_reset_of_nothing_is_refused(bot: History) -> None:
-    with pytest.raises(InvalidInput, match="no such conversation"):
-        await bot.chat("nowhere").reset()
-    await bot.append(CHAT, Message.user("hello"))
-    await bot.chat(CHAT).delete()
-    with pytest.raises(ConversationGone):
-        await bot.chat(CHAT).reset()
-    with pytest.raises(InvalidInput, match="to_message_id cannot be given"):
-        ConversationRewound(to_message_id="a", erase=True)

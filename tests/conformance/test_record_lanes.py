@@ -1,7 +1,6 @@
 """What a store makes of the lanes of records: each change once, in order, whatever is sent again."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +17,6 @@ from letopis.store.testing.record_changes import clear, put
 from letopis.store.testing.records import RecordConformance
 from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.sayings import new_outbox, rows_of, send, send_encoded
-from tests.support.sqlite_rows import rows
 
 SCOPE, NOBODY = Scope.conversation("chat-1"), UUID(int=0)
 
@@ -107,20 +105,3 @@ async def test_a_lane_is_trimmed_with_a_delivery_and_without_one(store: Conversa
     await store.apply(outbox.origin, [LaneBatch(conversation_id=lane, deliveries=(), pruned=9)])
     assert await count(store, record_ledger) == 0
     assert (await outbox.deliver(store)).applied == ()
-
-
-async def test_a_conversation_and_its_records_are_in_one_partition(tmp_path: Path) -> None:
-    async with ConversationStore.open(tmp_path / "partitions.db", partitions=16) as store:
-        for number in range(12):
-            lane = Scope.conversation(f"chat-{number}").name
-            outbox = await new_outbox(store, f"chat-{number}", Message.user("hello"))
-            await send_encoded(store, outbox, lane, put(lane, "a", b"1"))
-    kept, beside, ledger = (
-        dict(rows(tmp_path / "partitions.db", f"SELECT {name}, partition FROM letopis_{table}"))
-        for name, table in (
-            ("conversation_id", "conversations"),
-            ("substr(scope, 4)", "records"),
-            ("substr(conversation_id, 4)", "record_ledger"),
-        )
-    )
-    assert len(set(kept.values())) > 1 and kept == beside == ledger

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import count, deliver, lose_acknowledgements, path
 from tests.support.apart import open_apart
 from tests.support.relays import sql
-from tests.support.sayings import Bots, present
+from tests.support.sayings import Bots, all_pages, present
 
 pytestmark = on_sqlite
 
@@ -233,3 +234,50 @@ async def test_what_a_pending_event_erases_is_in_no_group(
     groups = {"redact": {None, "y"}, "reset": {None, "z"}, "delete": {None}}[how]
     assert (set(before.by), set(alone.by)) == (groups, groups - {"y"})
     assert before.by[None].tokens == 7
+
+
+async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is_pending(bots: Bots) -> None:
+    one, two = bots
+    messages = [Message.user(f"words {number}", id=f"m{number}", tokens=3) for number in range(4)]
+    await one.append(CHAT, *messages, owner="42")
+    await deliver(one)
+    late = await two.append(CHAT, messages[0], owner="42")
+
+    for _ in range(2):
+        assert [message.id for message in await two.messages(CHAT, last=2)] == ["m2", "m3"]
+        pages = await all_pages(partial(two.messages, CHAT, last=2), by="before")
+        assert [message.id for message in pages] == ["m0", "m1", "m2", "m3"]
+        forward = await two.messages(CHAT, first=4)
+        assert (list(forward), forward.next) == (pages, None)
+        found = present(await two.chat(CHAT).conversation())
+        assert (found.message_count, found.tokens, await two.chat(CHAT).count()) == (4, 12, 4)
+        statistics = await two.statistics(owner="42")
+        assert (statistics.messages, statistics.tokens, statistics.conversations) == (4, 12, 1)
+        assert [hit.message.id for hit in await two.search("words", owner="42")].count("m0") == 1
+        await deliver(two)
+    assert await late.saved(60)
+
+
+async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(bots: Bots) -> None:
+    one, two = bots
+    messages = [Message.user(f"{number}", id=f"m{number}") for number in range(5)]
+    await one.append(CHAT, *messages)
+    await deliver(one)
+    await two.append(CHAT, messages[1])
+    await two.chat(CHAT).rewind(to="m1")
+    for _ in range(2):
+        assert [message.id for message in await two.messages(CHAT, last=2)] == ["m0", "m1"]
+        assert await two.chat(CHAT).count() == 2
+        await deliver(two)
+
+
+async def test_message_of_a_conversation_deleted_elsewhere_counts_as_when_delivered(bots: Bots) -> None:
+    one, two = bots
+    await one.append(CHAT, QUESTION, owner="42")
+    await one.chat(CHAT).delete()
+    await deliver(one)
+    await two.append(CHAT, ANSWER, owner="42")
+    before = await two.statistics(owner="42")
+    await deliver(two)
+    assert (before.messages, before.tokens) == (1, 7)
+    assert before == await two.statistics(owner="42")
