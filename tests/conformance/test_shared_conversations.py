@@ -281,3 +281,24 @@ async def test_message_of_a_conversation_deleted_elsewhere_counts_as_when_delive
     await deliver(two)
     assert (before.messages, before.tokens) == (1, 7)
     assert before == await two.statistics(owner="42")
+
+
+@pytest.mark.parametrize("how", ERASURES)
+async def test_what_forks_retain_of_an_erased_message_is_in_no_group(one: History, how: str) -> None:
+    await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
+    await one.chat(CHAT).fork("fork")
+    await deliver(one)
+    await ERASURES[how](one)
+    for _ in range(2):
+        assert list((await one.statistics(by="model", owner="42")).by) == [None]
+        await deliver(one)
+
+
+async def test_redaction_off_the_path_takes_the_reactions(one: History, store: ConversationStore) -> None:
+    await one.append(CHAT, QUESTION, ANSWER)
+    await one.chat(CHAT).rewind(to="q")
+    await one.chat(CHAT).react("m", "like")
+    await one.chat(CHAT).redact("m")
+    assert [len(message.reactions) for message in await one.messages(CHAT, every=True)] == [0, 0]
+    await deliver(one)
+    assert [len(message.reactions) for message in await store.messages(CHAT, every=True)] == [0, 0]
