@@ -11,7 +11,7 @@ from letopis.store.model.event_types import VOCABULARY
 from letopis.store.testing import vocabulary
 from letopis.store.testing.delivery import DeliveryConformance
 from letopis.store.testing.forks import ForkConformance
-from letopis.store.testing.identifiers import HOSTILE, IdentifierConformance
+from letopis.store.testing.identifiers import IdentifierConformance
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.reads import ReadConformance
 from letopis.store.testing.records import RecordConformance
@@ -48,10 +48,6 @@ class TestMessages(MessageConformance):
 
 class TestOwners(OwnerConformance):
     """Numbers and the active conversation of an owner."""
-
-
-def test_the_list_holds_no_id_twice() -> None:
-    assert len(set(HOSTILE)) == len(HOSTILE)
 
 
 def test_every_type_is_tried_there() -> None:

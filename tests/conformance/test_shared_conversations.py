@@ -298,6 +298,7 @@ async def test_redaction_off_the_path_takes_the_reactions(one: History, store: C
     await one.append(CHAT, QUESTION, ANSWER)
     await one.chat(CHAT).rewind(to="q")
     await one.chat(CHAT).react("m", "like")
+    await deliver(one)
     await one.chat(CHAT).redact("m")
     assert [len(message.reactions) for message in await one.messages(CHAT, every=True)] == [0, 0]
     await deliver(one)

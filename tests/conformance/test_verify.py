@@ -50,12 +50,10 @@ def changed(key: bytes, **values: Any) -> sa.Executable:
 CHANGES: dict[str, tuple[list[sa.Executable], list[str]]] = {
     "a value": ([changed(b"a", body=b"won")], [NOT_PUT]),
     "two values swapped": ([changed(b"a", body=b"two"), changed(b"b", body=b"one")], [NOT_PUT] * 2),
-    "a value zeroed": ([changed(b"a", body=bytes(3))], [NOT_PUT]),
     "a part zeroed": ([OF_A_PART.values(body=bytes(MAX_INLINE_BYTES))], [NOT_PUT]),
     "a tag": ([changed(b"b", tags='{"user":"u"}')], [NOT_PUT, NOT_THE_TAGS]),
     "a row of tags": ([OF_A_TAG.values(value=b"s:other")], [NOT_THE_TAGS]),
     "a revision": ([changed(b"a", revision=uuid7())], [NOT_PUT]),
-    "a key": ([changed(b"b", record_key=b"c")], [NOT_PUT]),
     "a record removed": ([sa.delete(records).where(records.c.record_key == b"b")], [MISSING]),
     "all records removed": (list(map(sa.delete, (records, record_parts, record_tags))), [ALL_MISSING]),
     "the ledger emptied": ([sa.delete(record_ledger)], [NOT_COUNTED]),
