@@ -1,10 +1,12 @@
-"""The console over HTTP: its headers, forms and mounts, and what it says without its store."""
+"""The console over HTTP: its headers, forms and mounts, each change, and what it says without its store."""
 
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -15,22 +17,36 @@ from starlette.routing import Mount
 import letopis.console as web
 from letopis.console.headers import HEADERS
 from letopis.console.insight import Insight
+from letopis.outbox import History
+from letopis.outbox.alerting.channels import AlertFailed
+from letopis.outbox.config.settings import load_alerts
+from letopis.outbox.transfer.exporter import Exporter, RecordSource
 from letopis.store import Message
 from letopis.store.search import finder
 from letopis.store.search.indexer import Indexer
 from tests.support.console import TOKEN, TOKENS, House
-from tests.support.console_client import ACTIONS, PAGES, ask, sign_in
+from tests.support.console_client import ACTIONS, PAGES, Answer, ask, sign_in
 from tests.support.console_story import plant_blocked, until
+from tests.support.daemons import until as wait
 from tests.support.fix_command import Done
 from tests.support.required import required
 from tests.support.servers import PostgresServer
 from tests.support.servers.store_pool import migrate
+from tests.support.webhook import serve
+
+
+def channel(name: str, **send: Any) -> Any:
+    """A channel that notes what it is given, or refuses it."""
+    return SimpleNamespace(name=name, recipient=name, send=AsyncMock(**send))
+
+
+CHANNELS = (channel("pager"), channel("chat"))
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("console")
-    with House(folder / "bot.outbox.db", relay=False, watch=False) as running:
+    with House(folder / "bot.outbox.db", relay=False, watch=False, channels=CHANNELS) as running:
         running.run(running.history.append("c1", Message.user("hello"), owner="1"))
         running.run(plant_blocked(running.history, 3))
         yield running
@@ -46,10 +62,18 @@ def states(house: House) -> list[str]:
     return [one.state for one in house.run(Insight(house.history).stuck(limit=10))]
 
 
-@pytest.mark.parametrize("signed_in", [True, False])
-def test_every_answer_has_the_headers(house: House, session: tuple[str, str], signed_in: bool) -> None:
-    cookie = session[0] if signed_in else ""
-    for page in (*PAGES, "nothing", "stuck/nothing", "static/console.css", "static/nothing", "session"):
+def newest(house: House) -> Any:
+    return house.run(Insight(house.history).audit(limit=1))[0]
+
+
+def post(house: House, session: tuple[str, str], path: str, **form: str) -> Answer:
+    cookie, token = session
+    return ask(house.port, f"/{path}", {"form_token": token, "reason": "asked by the person", **form}, cookie=cookie)
+
+
+def test_every_answer_has_the_headers(house: House, session: tuple[str, str]) -> None:
+    pages = (*PAGES, "nothing", "stuck/nothing", "static/console.css", "static/nothing", "session")
+    for page, cookie in [(page, cookie) for page in pages for cookie in ("", session[0])]:
         answer = ask(house.port, f"/{page}", cookie=cookie)
         for name, value in HEADERS.items():
             assert answer.headers[name] == value, page
@@ -67,36 +91,29 @@ def test_what_is_named_by_its_hash_stays_in_the_cache(house: House) -> None:
     assert ask(house.port, "/static/..%2f__init__.py").code == 404
 
 
-@pytest.mark.parametrize("path", [*ACTIONS, "session/end"])
-def test_an_action_takes_a_session_a_form_of_it_and_a_page_of_ours(
-    house: House, session: tuple[str, str], path: str
-) -> None:
+def test_an_action_takes_a_session_a_form_of_it_and_a_page_of_ours(house: House, session: tuple[str, str]) -> None:
     cookie, token = session
     form = {"conversation": "many-00", "reason": "x", "subject": "outbox", "event": "x", "form_token": token}
+    refused: tuple[tuple[int, dict[str, str], dict[str, str]], ...] = (
+        (401, form, {}),
+        (401, form, {"cookie": f"{cookie}x"}),
+        (403, {**form, "form_token": "x"}, {"cookie": cookie}),
+        (403, {}, {"cookie": cookie}),
+        *((403, form, {"cookie": cookie, "sec_fetch_site": site}) for site in ("cross-site", "same-site")),
+        *((403, form, {"cookie": cookie, "origin": origin}) for origin in ("http://evil.example", "null")),
+    )
     before = states(house)
-
-    assert ask(house.port, f"/{path}", form).code == 401
-    assert ask(house.port, f"/{path}", form, cookie=f"{cookie}x").code == 401
-    assert ask(house.port, f"/{path}", {**form, "form_token": "x"}, cookie=cookie).code == 403
-    assert ask(house.port, f"/{path}", {}, cookie=cookie).code == 403
-    assert ask(house.port, f"/{path}", form, cookie=cookie, sec_fetch_site="cross-site").code == 403
-    assert ask(house.port, f"/{path}", form, cookie=cookie, sec_fetch_site="same-site").code == 403
-    assert ask(house.port, f"/{path}", form, cookie=cookie, origin="http://evil.example").code == 403
-    assert ask(house.port, f"/{path}", form, cookie=cookie, origin="null").code == 403
-    assert ask(house.port, f"/{path}", cookie=cookie).code in (404, 405)  # a GET changes nothing
+    for path in (*ACTIONS, "session/end"):
+        for code, sent, headers in refused:
+            assert ask(house.port, f"/{path}", sent, **headers).code == code, (path, headers)
+        assert ask(house.port, f"/{path}", cookie=cookie).code in (404, 405)  # a GET changes nothing
     assert states(house) == before
 
-
-def test_what_a_page_of_another_site_cannot_do_one_of_ours_can(house: House, session: tuple[str, str]) -> None:
-    """The control of the test above."""
-    cookie, token = session
-    form = {"conversation": "many-02", "reason": "x", "form_token": token}
-    origin = f"http://127.0.0.1:{house.port}"
-    answer = ask(house.port, "/stuck/retry", form, cookie=cookie, origin=origin, sec_fetch_site="same-origin")
-
-    assert answer.code == 303
+    # The control: a page of ours can.
+    headers = {"origin": f"http://127.0.0.1:{house.port}", "sec_fetch_site": "same-origin"}
+    assert ask(house.port, "/stuck/retry", {**form, "conversation": "many-02"}, cookie=cookie, **headers).code == 303
     assert len(states(house)) == 2
-    [entry, *_] = house.run(Insight(house.history).audit(limit=1))
+    entry = newest(house)
     assert (entry.action, entry.actor, entry.via, entry.conversation_id) == ("retry", "Ann", "console", "many-02")
 
 
@@ -110,17 +127,150 @@ def test_a_form_that_is_none_or_too_large_is_refused(house: House, session: tupl
     assert (no_form.code, many.code, nothing.code) == (400, 400, 400)
 
 
-def test_the_next_page_is_one_of_the_console(house: House) -> None:
+def test_the_next_page_is_one_of_the_console_and_the_cookie_for_the_server_alone(house: House) -> None:
     for page in ("//evil.example", "https://evil.example", "/\\evil.example", "javascript:1", "stuck"):
         answer = ask(house.port, "/session", {"token": TOKEN, "next": page})
         assert answer.headers["location"] == ("/stuck" if page == "stuck" else "/")
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
 
 
-def test_the_cookie_is_for_the_server_alone(house: House) -> None:
-    cookie = ask(house.port, "/session", {"token": TOKEN}).headers["set-cookie"].lower()
+# What an operator changes.
 
-    assert "httponly" in cookie
-    assert "samesite=strict" in cookie
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with House(tmp_path_factory.mktemp("desk") / "bot.outbox.db") as running:
+        yield running
+
+
+async def begin(house: House, name: str) -> None:
+    """Have a conversation of one question and one answer, in the history store."""
+    await house.history.append(name, Message.user("tea?"), Message.assistant("A leaf."), owner="50")
+    assert await house.history.drained(20)
+
+
+def test_each_change_goes_through_the_outbox_and_into_the_audit_log(desk: House) -> None:
+    desk.run(begin(desk, "desk"))
+    session, chat = sign_in(desk.port), desk.history.chat("desk")
+    answer = desk.run(desk.history.messages("desk"))[1]
+
+    def change(name: str, **form: str) -> Any:
+        done = post(desk, session, f"conversation/{name}", conversation="desk", **form)
+        assert done.code == 303, done.text
+        entry = newest(desk)
+        assert (entry.action, entry.outcome, entry.conversation_id) == (name, "done", "desk")
+        assert (entry.actor, entry.via, entry.reason) == ("Ann", "console", "asked by the person")
+        assert entry.event_id is not None
+        return desk.run(chat.conversation())
+
+    change("redact", message=answer.id, sure="1")
+    assert [message.redacted for message in desk.run(desk.history.messages("desk"))] == [False, True]
+    assert change("rename", title="  Another title ").title == "Another title"
+    assert change("archive").state == "archived"
+    assert change("unarchive").state == "active"
+    reset = change("reset", sure="1")
+    assert (reset.message_count, reset.title) == (0, None)
+    assert change("delete", sure="1").state == "deleted"
+
+    async def reasons() -> list[Any]:
+        assert await desk.history.drained(20)
+        events = await desk.history.store.events("desk")
+        return [event.data.get("reason") for event in events if event.type == "conversation.deleted"]
+
+    assert desk.run(reasons()) == ["asked by the person"]
+
+
+def test_what_was_deleted_here_or_elsewhere_is_not_changed(desk: House, tmp_path: Path) -> None:
+    async def delete_elsewhere() -> None:
+        async with History(tmp_path / "other.outbox.db", store=desk.history.store.url) as other:
+            assert await (await other.chat("gone").delete()).saved(20)
+
+    session = sign_in(desk.port)
+    for name in ("here", "gone"):
+        desk.run(begin(desk, name))
+    desk.run(delete_elsewhere())
+    post(desk, session, "conversation/delete", conversation="here", sure="1")
+    desk.run(desk.history.drained(20))
+    for name in ("here", "gone"):
+        answer = post(desk, session, "conversation/rename", conversation=name, title="Again")
+        assert (answer.code, "was deleted" in newest(desk).outcome) == (409, True)
+    assert desk.run(desk.history.status()).pending == 0
+
+
+def test_what_is_incomplete_changes_nothing(desk: House) -> None:
+    desk.run(begin(desk, "kept"))
+    session, [question, _] = sign_in(desk.port), desk.run(desk.history.messages("kept"))
+    before = desk.run(desk.history.chat("kept").events())
+    for action, form in (
+        ("delete", {}),  # the box is not checked
+        ("reset", {}),
+        ("redact", {"message": question.id}),
+        ("redact", {"message": "none", "sure": "1"}),
+        ("rename", {"title": " "}),
+        ("archive", {"reason": " "}),
+        ("archive", {"conversation": ""}),
+        ("rename", {"conversation": "never begun", "title": "A title"}),
+    ):
+        assert post(desk, session, f"conversation/{action}", **{"conversation": "kept", **form}).code == 400, action
+    assert post(desk, session, "conversation/nothing", conversation="kept").code == 404
+    assert desk.run(desk.history.chat("kept").events()) == before
+    assert desk.run(desk.history.chat("never begun").conversation()) is None
+
+
+def test_an_export_is_that_of_the_command(desk: House) -> None:
+    async def exported() -> bytes:
+        await begin(desk, "tea")
+        await desk.history.records(conversation="tea").put(("notes",), "1", {"a": 1})
+        return b"".join([line async for line in Exporter(desk.history, RecordSource(desk.history)).of_one("tea")])
+
+    session, lines = sign_in(desk.port), desk.run(exported())
+    answer = post(desk, session, "conversation/export", conversation="tea")
+
+    assert answer.text.encode() == lines
+    assert len(lines.splitlines()) == 3
+    assert answer.headers["content-disposition"] == 'attachment; filename="conversation.jsonl"'
+    assert (newest(desk).action, newest(desk).conversation_id) == ("export", "tea")
+    assert post(desk, session, "conversation/export", conversation="never begun").code == 404
+
+
+def test_a_test_alert_goes_to_each_channel_and_one_that_refuses_is_named(
+    house: House, session: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = post(house, session, "alerts/test")
+    assert (answer.code, answer.headers["location"]) == (303, "/stuck?done=test_alert&count=2")
+    assert [one.send.await_args.args[0].facts["kind"] for one in CHANNELS] == ["test", "test"]
+    assert (newest(house).action, newest(house).outcome) == ("test_alert", "done")
+
+    monkeypatch.setattr(CHANNELS[1].send, "side_effect", AlertFailed("chat", "not_delivered"))
+    answer = post(house, session, "alerts/test")
+    assert (answer.code, "chat did not take the alert" in answer.text, "pager" in answer.text) == (502, True, False)
+    assert "chat did not take the alert" in newest(house).outcome
+
+
+def test_the_configured_channels_are_used_and_quoted_nowhere(desk: House) -> None:
+    with serve() as site:
+        session, state = sign_in(desk.port), desk.application.state.console
+        unset = post(desk, session, "alerts/test")
+        environ = {"LETOPIS_ALERTS": f"http://{site.url}/a-secret", "LETOPIS_LANGUAGE": "ru"}
+        state.alerts = partial(load_alerts, {"private": True}, environ=environ)
+        taken = post(desk, session, "alerts/test")
+        site.status = 500
+        refused = post(desk, session, "alerts/test")
+        state.alerts = partial(load_alerts, {}, environ=environ)  # without TLS, and not allowed
+        wrong = post(desk, session, "alerts/test")
+    outcomes = [entry.outcome for entry in desk.run(Insight(desk.history).audit(limit=2))]
+
+    assert [answer.code for answer in (unset, taken, refused, wrong)] == [409, 303, 502, 409]
+    assert "LETOPIS_ALERTS" in unset.text
+    assert "проверка" in site.alerts[0]["title"].lower()
+    assert "did not take the alert" in refused.text
+    assert "without TLS" in wrong.text
+    assert not [text for text in (refused.text, wrong.text, *outcomes) if "a-secret" in text]
+
+
+# Where it stands, and what it stands on.
 
 
 def test_it_is_mounted_anywhere(tmp_path: Path) -> None:
@@ -144,13 +294,12 @@ def test_it_is_mounted_anywhere(tmp_path: Path) -> None:
         assert "path=/admin/history/" in signed.headers["set-cookie"].lower()
 
 
-async def test_the_history_may_be_open_in_another_loop(tmp_path: Path) -> None:
-    with House(tmp_path / "bot.outbox.db", relay=False, watch=False) as house:
-        console = web.app(house.history, tokens=TOKENS)
-        reading = await console.state.console.pulse.read()
+async def test_the_history_may_be_open_in_another_loop(house: House) -> None:
+    console = web.app(house.history, tokens=TOKENS)
+    reading = await console.state.console.pulse.read()
 
-        assert reading.status.pending == 0
-        await console.state.console.close()
+    assert reading.status.pending > 0
+    await console.state.console.close()
 
 
 def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
@@ -159,13 +308,12 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
         url = server.create_database()
         with House(tmp_path / "bot.outbox.db", store=url, watch=False, read_timeout=1.0) as house:
             house.run(migrate(url))
-            house.run(house.history.append("c1", Message.user("hello"), Message.assistant("world"), owner="1"))
-            assert house.run(house.history.drained(20))
+            house.run(begin(house, "c1"))
             cookie, _ = sign_in(house.port)
             for page in PAGES:
                 assert ask(house.port, f"/{page}", cookie=cookie).code == 200
             server.stop()
-            house.run(house.history.append("c1", Message.user("and then"), owner="1"))
+            house.run(house.history.append("c1", Message.user("and then"), owner="50"))
             house.run(until(lambda: _noticed(house)))
             for page in PAGES:
                 began = time.monotonic()
@@ -175,7 +323,7 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
                 if page.startswith(("statistics", "integrity", "conversation?id=c1")):
                     assert "does not answer" in answer.text
             assert "and then" in ask(house.port, "/conversation?id=c1", cookie=cookie).text
-            assert "is unreachable" in ask(house.port, "/", cookie=cookie).text
+            wait(lambda: "is unreachable" in ask(house.port, "/", cookie=cookie).text, "the outage on the first page")
             server.start()
             assert house.run(house.history.drained(30))
             house.run(until(lambda: _answers(house)))
