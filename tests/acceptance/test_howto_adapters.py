@@ -1,17 +1,31 @@
 """The guides and tutorials to frameworks are right: their code runs with a model of ours, and prints what they show."""
 
 import asyncio
+import contextlib
 import importlib
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from letopis.adapters.voxpersona.__main__ import command
 from letopis.store import Delivery, Message
 from tests.support import pages
+from tests.support.bot_api import TOKEN, bot_api
+from tests.support.bots import CHAT, run_example, shown_by
 from tests.support.paths import ROOT
+from tests.support.relays import until
 from tests.support.story import nothing
 
 HOWTO, TUTORIALS = ROOT / "docs" / "howto", ROOT / "docs" / "tutorial"
@@ -201,16 +215,149 @@ def test_strands(bot: Any) -> None:
     asyncio.run(names["history"].close())
 
 
+# Bots on Telegram, on servers of ours.
+
+
+async def seen(api: Any, history: Any) -> None:
+    """Require what the bots of both guides show and record."""
+    assert [(one.text, one.delivery) for one in await history.messages(CHAT)] == SHOWN
+    assert api.texts()[1].startswith("Ваши чаты")
+    assert api.texts()[2:] == ["One moment ...", "Tea is a leaf."]
+
+
+async def test_aiogram(bot: Any) -> None:
+    types = pytest.importorskip("aiogram.types", reason="needs aiogram: install the group adapters")
+    from aiogram import Dispatcher
+    from aiohttp import web
+
+    from tests.support.aiogram_bots import bot_at, polling
+
+    names = names_of("aiogram.md", 1, 2, 3)
+    names["ask_model"] = ask_model
+    chats = names["chats"]
+    with bot_api() as api:
+        ours = bot_at(api.url)
+        async with polling(names["dp"], ours, close_bot_session=False):
+            assert await shown_by(api, "What is tea?") == "answer to What is tea?"
+            await shown_by(api, "/list")
+            message = types.Message.model_validate(api.updates[0]["message"], context={"bot": ours})
+            await names["wait"](message)
+            await names["show"](chats, message)
+            await seen(api, chats.history)
+        await ours.session.close()
+        assert isinstance(names["app_of"](chats, Dispatcher(), ours, "secret"), web.Application)
+
+
+async def test_python_telegram_bot(bot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ext = pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: install the group adapters")
+    from tests.support.telegram_bots import on, polling
+
+    monkeypatch.setenv("BOT_TOKEN", TOKEN)
+    names = names_of("python-telegram-bot.md", 1, 2, 3)
+    names["ask_model"] = ask_model
+    chats = names["chats"]
+    with bot_api() as api:
+        application = on(chats.builder(), api).persistence(chats.persistence()).build()
+        for verb in ("wait", "show"):
+            application.add_handler(ext.CommandHandler(verb, names[verb]))
+        application.add_handler(ext.MessageHandler(ext.filters.TEXT & ~ext.filters.COMMAND, names["answer"]))
+        async with polling(application):
+            assert await shown_by(api, "What is tea?") == "answer to What is tea?"
+            for text in ("/list", "/wait", "/show"):
+                await shown_by(api, text)
+            await application.update_queue.join()
+            await seen(api, chats.history)
+    assert names["application"].persistence is not None
+
+
+async def test_pyrogram(bot: Any) -> None:
+    pytest.importorskip("pyrogram", reason="needs Kurigram: install the group adapters")
+    from tests.support.pyrogram_clients import Offline, dispatching
+
+    names = names_of("pyrogram.md")
+    names["ask_model"] = ask_model
+    client = Offline()
+    names["bot_of"](client)
+    async with dispatching(client):
+        client.say(7, "What is tea?")
+        await until(lambda: len(client.calls) == 1)
+        await until(client.dispatcher.updates_queue.empty)
+    async with names["recorder"] as recorder:
+        assert await texts(recorder.history, CHAT) == SAID[:2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("needs", "example"), [("aiogram", "aiogram_bot.py"), ("telegram.ext", "ptb_bot.py")])
+async def test_the_example_of_a_bot(needs: str, example: str, tmp_path: Path) -> None:
+    pytest.importorskip(needs, reason=f"needs {needs}: install the group adapters")
+    await run_example(example, tmp_path)
+
+
+def test_voxpersona(bot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bot goes on with the chats that the page's commands imported."""
+    config = ModuleType("config")
+    config.CONVERSATIONS_DIR = "conversations"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "config", config)
+    folder, chat = tmp_path / "conversations" / "user_4711", "0" * 36
+    folder.mkdir(parents=True)
+    about = {"conversation_id": chat, "user_id": 4711, "username": "ada", "title": "Чай", "chat_number": 3}
+    about |= {"created_at": "2025-11-01T09:00:00", "is_active": True, "message_count": 1}
+    said = {"timestamp": "2025-11-01T10:00:00", "message_id": 7, "type": "user_question", "text": "Что такое чай?"}
+    index = {"user_id": 4711, "username": "ada", "last_active_conversation_id": chat, "next_chat_number": 4}
+    (folder / f"{chat}.json").write_text(json.dumps({"metadata": about, "messages": [said]}), encoding="utf-8")
+    (folder / "index.json").write_text(json.dumps({**index, "conversations": [about]}), encoding="utf-8")
+
+    page = (HOWTO / "voxpersona.md").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = re.findall(r"^python -m letopis\.adapters\.voxpersona (.*)$", page, re.MULTILINE)
+    tried, done = (CliRunner().invoke(command, line.partition("--store")[0].split()) for line in lines)
+    assert (tried.exit_code, done.exit_code) == (0, 0), (tried.output, done.output)
+    assert "1 messages can be imported" in tried.output
+    assert "1 messages imported, 0 already there" in done.output
+
+    manager = names_of("voxpersona.md")["conversation_manager"]
+
+    assert manager.get_active_conversation_id(4711) == chat
+    assert [one.text for one in manager.get_messages(4711, chat)] == ["Что такое чай?"]
+    manager.close()
+
+
+# Tutorials.
+
+
+def typed(line: str, folder: Path, *, shell: Callable[[str, Path], str]) -> str:
+    """Run a program of a page in this process, which has its framework imported; type what is more than that."""
+    words = shlex.split(line)
+    if words[0] != ".venv/bin/python" or "||" in words:
+        return shell(line, folder)
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        warnings.catch_warnings(action="error"),
+    ):
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.setattr(sys, "argv", words[1:])
+        for module in folder.glob("*.py"):
+            sys.modules.pop(module.stem, None)
+        runpy.run_path(words[1], run_name="__main__")
+    return printed.getvalue()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "needs"),
     [
+        ("first-bot.md", "letopis"),
         ("agent-openai-agents.md", "agents"),
         ("agent-langgraph.md", "langgraph.graph"),
         ("agent-llama-index.md", "llama_index.core"),
     ],
 )
-def test_a_tutorial_shows_what_is_seen(page: str, needs: str, tmp_path: Path) -> None:
+def test_a_tutorial_shows_what_is_seen(page: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(needs, reason=f"needs {needs}: pip install --group adapters")
+    monkeypatch.setattr(pages, "typed", partial(typed, shell=pages.typed))
 
     steps = list(pages.follow(TUTORIALS / page, tmp_path))
 
