@@ -59,13 +59,9 @@ def said(of: Any) -> Iterator[Any]:
 def test_every_text_has_a_translation_and_every_translation_a_text(of: Any, code: str) -> None:
     found = catalogue(of, code)
     # Those in a context are of codes, which no module says: the tests of codes look for them.
-    kept = {
-        message.id if isinstance(message.id, str) else tuple(message.id)
-        for message in found
-        if message.id and not message.context
-    }
+    ids = {one.id if isinstance(one.id, str) else tuple(one.id) for one in found if one.id and not one.context}
 
-    assert kept == set(said(of))
+    assert ids == set(said(of))
     assert not found.obsolete
     for message in filter(lambda message: message.id, found):
         assert message.string and all(message.string), message.id

@@ -1,5 +1,6 @@
-"""Figures of messages by day, owner and model, and how long answers took."""
+"""Figures of messages by day, owner and model, how long answers took, and where in the log a moment is."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from letopis.console import figures as message_figures
 from letopis.console.figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, MessageFigures, Tally
-from letopis.console.store_log import LoggedRow
+from letopis.console.store_log import Bisection, LoggedRow
 from letopis.store.model.events import to_microseconds
 from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
@@ -69,10 +70,10 @@ def test_what_is_superseded_costs_and_what_is_put_back_counts_once() -> None:
     assert (total.messages, total.questions, total.answers, total.tokens, total.timed) == (1, 1, 0, 11, 0)
 
 
-@pytest.mark.parametrize("data", ["", "{", "[]", "null", '{"role": 7, "tokens": "many", "metadata": 3}'])
-def test_a_damaged_row_does_no_harm(data: str) -> None:
-    appended = LoggedRow("c", "message.appended", BEGAN, "{", data)
-    assert figures_of(appended, LoggedRow("c", "conversation.started", BEGAN, None, data)).total().messages == 1
+def test_a_damaged_row_does_no_harm() -> None:
+    for data in ("", "{", "[]", "null", '{"role": 7, "tokens": "many", "metadata": 3}'):
+        appended = LoggedRow("c", "message.appended", BEGAN, "{", data)
+        assert figures_of(appended, LoggedRow("c", "conversation.started", BEGAN, None, data)).total().messages == 1
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +96,30 @@ def test_a_quantile_is_right_to_a_quarter(seconds: list[float], share: float) ->
     assert found is not None
     assert exact <= found * 1.0001
     assert found <= max(exact * 1.25, LATENCY_EDGES[0]) * 1.0001
+
+
+def searched(recorded: Mapping[int, int], moments: Sequence[int], *, low: int, high: int) -> list[int]:
+    """Return the positions found, in few steps, each of which asks in order and within the range."""
+    search, steps = Bisection(moments, low=low, high=high), 0
+    while wanted := search.wanted():
+        assert wanted == sorted(set(wanted)) and low < wanted[0] and wanted[-1] <= high
+        search.learn({place: recorded[place] for place in wanted if place in recorded})
+        steps += 1
+    assert steps <= max(0, high - low).bit_length() + 1
+    return search.found()
+
+
+MOMENTS = st.lists(st.integers(-5, 60), min_size=1, max_size=12)
+
+
+@given(st.lists(st.integers(0, 50), max_size=80), MOMENTS, st.integers(0, 80))
+def test_bisection_finds_what_counting_finds(recorded: list[int], moments: list[int], low: int) -> None:
+    log = dict(enumerate(sorted(recorded), 1))
+    low = min(low, len(log))
+    expected = [max(low, sum(one < moment for one in log.values())) for moment in moments]
+    assert searched(log, moments, low=low, high=len(log)) == expected
+
+
+def test_bisection_takes_a_position_that_is_not_there_for_an_earlier_one() -> None:
+    assert searched({1: 10, 4: 40}, [35], low=0, high=4) == [3]
+    assert searched({}, [5, 6], low=7, high=3) == [3, 3]
