@@ -52,8 +52,6 @@ except SystemExit as end:
     [
         ("--help", "click", {"sqlalchemy", "alembic", "orjson", "anyio", "asyncio", "rich", "aiosqlite"}),
         ("relay --help", "click", {"sqlalchemy", "alembic"}),
-        ("history import jsonl --help", "click", {"sqlalchemy", "alembic"}),
-        ("db upgrade --help", "click", {"sqlalchemy", "alembic"}),
         # These two are run every minute: SQLAlchemy alone would more than double what they take.
         ("status", "letopis.outbox.operations.status", {"sqlalchemy", "alembic", "aiosqlite", "rich"}),
         ("healthcheck", "letopis.outbox.operations.status", {"sqlalchemy", "alembic", "aiosqlite", "rich"}),
@@ -70,19 +68,13 @@ async def test_no_database_is_imported_without_need(arguments: str, loaded: str,
     assert heavy & set(done.stderr.split()) == set()
 
 
-GROUPS = [path for path, command in COMMANDS.items() if isinstance(command, click.Group)]
-
-
-@pytest.mark.parametrize("path", GROUPS, ids=[" ".join(path) or "letopis" for path in GROUPS])
-def test_a_group_alone_prints_its_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    code = run(cli, path)
-    bare, errors = capsys.readouterr()
-    assert run(cli, [*path, "--help"]) == Exit.OK
-
-    assert (code, errors) == (Exit.OK, "")
-    assert bare == capsys.readouterr().out
-    assert bare.startswith("Usage: letopis")
-    assert "\nCommands:\n" in bare
+def test_a_group_alone_prints_its_help(letopis: Any) -> None:
+    for path in (path for path, one in COMMANDS.items() if isinstance(one, click.Group)):
+        bare = letopis(*path)
+        assert bare == letopis(*path, "--help")
+        assert (bare.code, bare.err) == (Exit.OK, "")
+        assert bare.out.startswith("Usage: letopis")
+        assert "\nCommands:\n" in bare.out
 
 
 def test_the_module_runs_as_the_command_does() -> None:
@@ -91,55 +83,43 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert (done.returncode, done.stdout) == (0, f"letopis {version('letopis')}\n")
 
 
-@pytest.mark.parametrize(("path", "command"), COMMANDS.items(), ids=[" ".join(path) or "letopis" for path in COMMANDS])
-def test_every_command_has_help_and_takes_the_options_of_all(path: tuple[str, ...], command: click.Command) -> None:
-    options = {name for parameter in command.params for name in parameter.opts}
-    context = click.Context(command)
+def test_every_command_has_help_and_takes_the_options_of_all() -> None:
+    for path, command in COMMANDS.items():
+        context = click.Context(command)
+        options = [one for one in command.params if isinstance(one, click.Option)]
 
-    assert command.help
-    assert {"--outbox", "--store", "--config", "--debug"} <= options
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and not parameter.hidden:
-            assert parameter.help, parameter.name
-            record = parameter.get_help_record(context)
-            if parameter.envvar:
-                assert record is not None
-                assert str(parameter.envvar) in record[1]
+        assert command.help, path
+        assert {"--outbox", "--store", "--config", "--debug"} <= {name for one in options for name in one.opts}, path
+        for option in (one for one in options if not one.hidden):
+            assert option.help, (path, option.name)
+            assert str(option.envvar or "") in str(option.get_help_record(context)), (path, option.name)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        (["--outbox", "a.db", "show"], "a.db --outbox"),
-        (["show", "--outbox", "a.db"], "a.db --outbox"),
-        (["--outbox", "a.db", "show", "--outbox", "b.db"], "b.db --outbox"),
-        (["show"], "variable.db LETOPIS_OUTBOX"),
-    ],
-)
-def test_the_option_nearest_to_the_verb_holds_before_the_environment(
-    arguments: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
-
-    assert run(_probe(), arguments) == 0
-
-    assert capsys.readouterr().out == f"{shown}\n"
-
-
-def _probe() -> click.Command:
-    @click.group(cls=LazyGroup, verbs={"show": ("tests.acceptance.test_cli:PROBE", "Show.")})
-    @with_options
-    def group() -> None:
-        """A group as the real one."""
-
-    return group
+@click.group(cls=LazyGroup, verbs={"show": ("tests.acceptance.test_cli:show", "Show.")})
+@with_options
+def probe() -> None:
+    """A group as the real one."""
 
 
 @click.command()
 @with_options
-def PROBE() -> None:  # noqa: N802  # found by name
+def show() -> None:
     found = settings()
     click.echo(f"{found.outbox} {found.outbox_from}")
+
+
+def test_the_option_nearest_to_the_verb_holds_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
+    for words, shown in (
+        ("--outbox a.db show", "a.db --outbox"),
+        ("show --outbox a.db", "a.db --outbox"),
+        ("--outbox a.db show --outbox b.db", "b.db --outbox"),
+        ("show", "variable.db LETOPIS_OUTBOX"),
+    ):
+        assert run(probe, words.split()) == 0
+        assert capsys.readouterr().out == f"{shown}\n"
 
 
 def fault(fault_class: FaultClass) -> StoreFault:
@@ -222,18 +202,9 @@ def test_what_is_shown_is_one_harmless_line() -> None:
     assert printable("\x1b]0;x\x07 \u009b \u202e Ёж 🦔") == "\\x1b]0;x\\x07 \\x9b \\u202e Ёж 🦔"
     assert printable("a\n\tb\r", lines=True) == "a\n\tb\\r"
     assert truncate("a\n  b " + "c" * 50, 10) == "a b ccc..."
-
-
-def test_columns_are_aligned() -> None:
     assert table(("A", "B"), (("x", "1"), ("long", "22")), right=(1,)) == "A      B\nx      1\nlong  22"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "-"), (-3, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (90_000, "1 d 1 h")],
-)
-def test_a_span_is_said_in_two_units(seconds: float | None, text: str) -> None:
-    assert format_duration(seconds) == text
+    spans = {None: "-", -3: "0 s", 59.9: "59 s", 61: "1 min 1 s", 7260: "2 h 1 min", 90_000: "1 d 1 h"}
+    assert {seconds: format_duration(seconds) for seconds in spans} == spans
 
 
 def test_no_line_of_help_is_missing_from_the_reference() -> None:
@@ -255,19 +226,18 @@ def test_no_line_of_help_is_missing_from_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "since", "next_attempt", "expected"),
+    ("state", "since", "next_attempt", "expected"),
     [
-        ("closed", None, None, None, "reachable"),
-        ("open", "unavailable x", -8.5, 5.5, "unreachable for 8 s (unavailable x); next attempt in 5 s"),
-        ("open", "poison 23514", None, -5, "refuses events (poison 23514)"),
-        ("half_open", "unavailable timeout", None, None, "unreachable (unavailable timeout); retrying now"),
+        ("closed", None, None, "reachable"),
+        ("open", -8.5, 5.5, "unreachable for 8 s (unavailable x); next attempt in 5 s"),
+        ("half_open", None, None, "unreachable (unavailable x); retrying now"),
     ],
 )
 def test_status_says_since_when_the_store_is_unreachable_and_when_it_is_tried_next(
-    state: str, reason: str | None, since: float | None, next_attempt: float | None, expected: str
+    state: str, since: float | None, next_attempt: float | None, expected: str
 ) -> None:
     moments = [span and utc_now() + timedelta(seconds=span) for span in (since, next_attempt)]
-    breaker = SimpleNamespace(state=state, reason=reason, since=moments[0], next_attempt_at=moments[1])
+    breaker = SimpleNamespace(state=state, reason="unavailable x", since=moments[0], next_attempt_at=moments[1])
     status: Any = SimpleNamespace(breaker=breaker, relay=SimpleNamespace(holder="relay"))
 
     assert _store_state(status) == expected
@@ -346,29 +316,23 @@ def test_inherited_options_are_one_sentence(path: tuple[str, ...], letopis: Any)
     assert "LETOPIS_CONFIG" not in text
     assert "..." not in text.partition("\nCommands:\n")[2]
     if isinstance(COMMANDS[path], Verb):
-        assert text.index("\nExamples:\n  ") > 0
-        assert f"\n  {COMMANDS[path].examples[0]}\n" in text  # type: ignore[attr-defined]
+        assert f"\nExamples:\n  {COMMANDS[path].examples[0]}\n" in text  # type: ignore[attr-defined]
 
 
-def test_the_help_of_letopis_itself_explains_them(letopis: Any) -> None:
-    text = letopis("--help")[1]
-    shared = [one for one in cli.params if isinstance(one, SharedOption)]
+def test_the_help_of_letopis_itself_explains_them_and_lists_first_sentences(letopis: Any) -> None:
+    text = letopis("--help").out
 
-    assert tuple(one.opts[0] for one in shared) == SHARED
+    assert tuple(one.opts[0] for one in cli.params if isinstance(one, SharedOption)) == SHARED
     assert all(f"  {name} " in text for name in SHARED)
     assert "LETOPIS_CONFIG" in text
-
-
-def test_a_group_lists_first_sentences() -> None:
     assert first_sentence("Do this: that and\nthat. Exits with 3.\n\nMore.") == "Do this: that and that."
-    assert first_sentence("Do this.") == "Do this."
 
 
 def test_every_hint_leads_to_a_command_and_every_command_has_one() -> None:
     below = {path[-1] for path in COMMANDS if len(path) > 1 and path[-1] != "jsonl"}
+    meant = [one for some in ELSEWHERE.values() for one in some]
 
     assert sorted(below - set(ELSEWHERE) - set(VERBS)) == []
     assert [verb for verb, (_, line) in VERBS.items() if not line.endswith(".")] == []
-    for meant in ELSEWHERE.values():
-        for one in meant:
-            assert tuple(word for word in one.split()[1:] if not word.startswith("-")) in COMMANDS, one
+    words = [tuple(word for word in one.split()[1:] if not word.startswith("-")) for one in meant]
+    assert [one for one in words if one not in COMMANDS] == []

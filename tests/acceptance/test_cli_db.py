@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from letopis.outbox import History
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import ConversationStarted, ConversationStore, Message, MessageRedacted
 from letopis.store.database.store_identity import LogState
+from letopis.store.database.urls import normalise_url
 from letopis.store.relocation.mover import move
 from letopis.store.testing.outbox import Outbox
 from tests.support.fix_command import talk
@@ -43,33 +45,23 @@ def history(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return path
 
 
-def test_an_anchor_is_written_and_confirmed(history: Path, letopis: Any) -> None:
+def test_an_anchor_is_written_or_printed_and_confirmed(history: Path, letopis: Any) -> None:
     code, out, err = letopis("db", "anchor", "--out", "one.json")
     assert (code, out) == (0, "")
     assert "anchored 5 events" in err
     assert Path("one.json").stat().st_mode & 0o777 == (0o600 if os.name == "posix" else 0o666)
     assert b"secret" not in Path("one.json").read_bytes()
+    printed = json.loads(letopis("db", "anchor").out)
+    assert printed.keys() == json.loads(Path("one.json").read_bytes()).keys()
+    [partition] = printed["partitions"]
+    assert (partition["partition"], partition["position"]) == (0, 5)
 
     code, out, err = letopis("db", "verify", "--anchor", "one.json")
     assert (code, out) == (0, "partition 0: unchanged up to position 5\n")
     assert "no problems found" in err
 
 
-def test_without_a_file_it_is_printed(history: Path, letopis: Any) -> None:
-    code, out, _ = letopis("db", "anchor")
-    printed = json.loads(out)
-
-    assert code == 0
-    assert (printed["letopis_anchor"], printed["block_events"]) == (1, 100)
-    assert UUID(printed["store_id"])
-    assert printed["made_at"].endswith("+00:00")
-    [partition] = printed["partitions"]
-    assert (partition["partition"], partition["position"]) == (0, 5)
-    [[identity, content, redacted]] = partition["blocks"]
-    assert (len(identity), len(content), redacted) == (64, 64, 1)
-
-
-def test_the_json_says_how_each_partition_compares(history: Path, letopis: Any) -> None:
+def test_verify_says_how_each_partition_compares(history: Path, letopis: Any) -> None:
     letopis("db", "anchor", "--out", "one.json")
 
     async def go_on() -> None:
@@ -82,19 +74,13 @@ def test_the_json_says_how_each_partition_compares(history: Path, letopis: Any) 
     code, out, _ = letopis("db", "verify", "--anchor", "one.json", "--json")
     said = json.loads(out)
     assert (code, said["sound"], said["count"]) == (0, True, 0)
-    assert said["anchor"]["made_at"] == json.loads(Path("one.json").read_bytes())["made_at"]
     compared = {"partition": 0, "position": 5, "head": 6, "unchanged": True, "redacted": 1}
     assert said["anchor"]["partitions"] == [compared]
-    told = letopis("db", "verify", "--anchor", "one.json")[1]
+    told = letopis("db", "verify", "--anchor", "one.json").out
     assert told == "partition 0: unchanged up to position 5, but for 1 redacted since\n"
-    assert "anchor" not in json.loads(letopis("db", "verify", "--json")[1])
 
-
-def test_a_change_is_named_and_fails(history: Path, letopis: Any) -> None:
-    letopis("db", "anchor", "--out", "one.json")
     change(history, "UPDATE letopis_events SET recorded_at = 0 WHERE position = 4")
-
-    assert letopis("db", "verify")[0] == 0
+    assert letopis("db", "verify").code == 0
     code, out, err = letopis("db", "verify", "--anchor", "one.json")
     assert (code, out) == (1, "partition 0 of the log: events 1 to 5 are not those of the anchor\n")
     assert "1 problem found" in err
@@ -104,40 +90,30 @@ def test_a_change_is_named_and_fails(history: Path, letopis: Any) -> None:
 
 
 def test_what_is_no_anchor_of_this_store_is_refused(history: Path, letopis: Any) -> None:
-    document = json.loads(letopis("db", "anchor")[1])
+    document = json.loads(letopis("db", "anchor").out)
     [partition] = document["partitions"]
-    [[identity, content, redacted]] = partition["blocks"]
-
-    def of_partition(**values: Any) -> dict[str, Any]:
-        return {"partitions": [{**partition, **values}]}
-
-    def refused(path: str, says: str) -> None:
-        code, out, err = letopis("db", "verify", "--anchor", path)
-        assert (code, f"the anchor {says}" in out, "1 problem found" in err) == (1, True, True), (says, out)
+    given = [
+        ({**document, "letopis_anchor": 2}, "has a format other than 1"),
+        ({**document, "store_id": str(UUID(int=0))}, f"is of history store {UUID(int=0)}"),
+        *(
+            ({**document, **change}, "is incomplete or was changed")
+            for change in (
+                *({"store_id": "mine"}, {"made_at": "yesterday"}, {"partitions": [{**partition, "position": -1}]}),
+            )
+        ),
+        *((other, "is JSON, but not an anchor") for other in ([], {})),
+    ]
+    for number, (written, _) in enumerate(given):
+        Path(f"{number}.json").write_bytes(orjson.dumps(written))
+    Path("junk").write_bytes(b"\xff\0")
+    Path("folder").mkdir()
+    told = {f"{number}.json": says for number, (_, says) in enumerate(given)}
+    told |= {"junk": "is not JSON", "folder": "cannot be read: ", "none.json": "cannot be read: No such file"}
+    for path, says in told.items():
         code, out, _ = letopis("db", "verify", "--anchor", path, "--json")
         found = json.loads(out)
         assert (code, found["sound"], found["count"]) == (1, False, 1), says
-
-    changes: dict[str, tuple[dict[str, Any], ...]] = {
-        "has a format other than 1": ({"letopis_anchor": 2},),
-        "is of history store 00000000-0000-0000-0000-000000000000": ({"store_id": str(UUID(int=0))},),
-        "is incomplete or was changed": (
-            *({"store_id": "mine"}, {"block_events": 0}, {"made_at": "yesterday"}, {"partitions": []}),
-            *(of_partition(position=-1), of_partition(blocks=())),
-            of_partition(blocks=[(identity[1:], content, redacted)]),
-            of_partition(blocks=[(identity.replace(identity[0], "x"), content, redacted)]),
-        ),
-    }
-    given = [(orjson.dumps({**document, **change}), says) for says, some in changes.items() for change in some]
-    given += [(junk, "is not JSON") for junk in (b"", b"{", b"\xff\0")]
-    given += [(other, "is JSON, but not an anchor") for other in (b"[]", b"{}")]
-
-    for written, says in given:
-        Path("given.json").write_bytes(written)
-        refused("given.json", says)
-    Path("folder").mkdir()
-    refused("folder", "cannot be read: ")
-    refused("none.json", "cannot be read: No such file or directory")
+        assert f"the anchor {says}" in found["problems"][0]
 
 
 def test_a_wrong_one_is_found_and_mended(history: Path, letopis: Any) -> None:
@@ -163,16 +139,9 @@ def test_a_wrong_one_is_found_and_mended(history: Path, letopis: Any) -> None:
     assert letopis("db", "rebuild", "--all")[2] == "2 conversations with 5 events rebuilt, 0 changed\n"
 
 
-def test_rows_of_older_rules_are_brought_up_to_date(history: Path, letopis: Any) -> None:
-    change(history, "UPDATE letopis_conversations SET rules = 1 WHERE conversation_id <> 'b'")
-
-    code, out, err = letopis("db", "rebuild", "--json")
-    assert code == 0 and err == "1 conversations with 3 events rebuilt, 0 changed\n"
-    assert out.count("false") == out.count("true") == 0  # counts, of one conversation too
-    assert letopis("db", "rebuild")[2] == "0 conversations with 0 events rebuilt, 0 changed\n"
-
-
 def test_what_the_log_does_not_have_cannot_be_mended(history: Path, letopis: Any) -> None:
+    change(history, "UPDATE letopis_conversations SET rules = 1 WHERE conversation_id <> 'b'")
+    assert letopis("db", "rebuild", "--json").err == "1 conversations with 3 events rebuilt, 0 changed\n"
     change(history, "DELETE FROM letopis_events WHERE conversation_id = 'b'")
 
     code, out, err = letopis("db", "rebuild", "--all")
@@ -291,14 +260,9 @@ def test_the_target_comes_from_the_environment_too(bot: Path, letopis: Any, monk
     assert anyio.run(states, "new.db") == {LogState.OPEN}
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-def test_no_password_is_shown_or_kept(bot: Path, kind: str, letopis: Any, new_store_url: object) -> None:
-    from letopis.store.database.urls import normalise_url
-
-    url = normalise_url(new_store_url(kind))  # type: ignore[operator]
-    # The servers of the tests ask for none.
-    with_password = url.set(password=SECRET) if kind == "postgresql" else url
-    code, out, err = letopis("move", "--to", with_password.render_as_string(hide_password=False), "--json")
+def test_no_password_is_shown_or_kept(bot: Path, letopis: Any, new_store_url: Callable[[str], str]) -> None:
+    url = normalise_url(new_store_url("postgresql")).set(password=SECRET)  # which asks for none
+    code, out, err = letopis("move", "--to", url.render_as_string(hide_password=False), "--json")
     assert code == Exit.OK and SECRET not in out + err
     moved_to = anyio.run(identity, "bot.history.db")[1]
     assert moved_to == json.loads(out)["target"]

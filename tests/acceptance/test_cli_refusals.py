@@ -1,6 +1,5 @@
 """What the command refuses: the code that it exits with, what it says, and that nothing is made or changed."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -8,7 +7,6 @@ from typing import Final
 import pytest
 
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.store import ConversationStore
 from tests.support.fix_command import Done, talk
 from tests.support.sqlite_rows import change, rows
 
@@ -24,16 +22,11 @@ IN_AN_EMPTY_FOLDER: Final = [
     (f"init --store oracle://bot:{SECRET}@db/h", CONFIGURATION, "not a supported kind of database"),
     ("status", CONFIGURATION, "letopis init"),
     ("relay --once", CONFIGURATION, "letopis init"),
-    ("outbox list", CONFIGURATION, "letopis init"),
-    ("history list", CONFIGURATION, "letopis init"),
-    ("history show c1", CONFIGURATION, "letopis init"),
     ("history export jsonl out.jsonl", CONFIGURATION, "letopis init"),
     ("history import jsonl none.jsonl", USAGE, "none.jsonl cannot be read: No such file or directory"),
     ("--outbox none.db --store none.history.db history list", CONFIGURATION, "letopis db upgrade"),
     ("db check", CONFIGURATION, "there is no such file"),
-    ("db current", CONFIGURATION, "there is no such file"),
     ("--store no.db db rebuild", CONFIGURATION, "letopis db upgrade"),
-    ("--store no.db db index", CONFIGURATION, "letopis db upgrade"),
     ("--store no.db db anchor --out one.json", CONFIGURATION, "there is no such file"),
     (
         f"--store {AWAY} db check",
@@ -45,64 +38,49 @@ OF_A_BOT: Final = [
     ("status --jsno", USAGE, "--json"),
     ("status bot.outbox.db", USAGE, "extra argument (bot.outbox.db); a file is named by --outbox, a history store by"),
     ("status a\x1b[2Jb", USAGE, "Error: "),
-    ("status --a\u202eb", USAGE, "Error: "),
     ("history show c1 \u2028", USAGE, "Error: "),
     ("status --watch --check", USAGE, "--watch does not end"),
     ("relay --listen 99999", CONFIGURATION, "'99999' is no address to listen on: give a port from 0 to 65535"),
     ("outbox show", USAGE, "--conversation"),
     ("outbox show telegram:4711", USAGE, "'telegram:4711' is not the id of an event, as `letopis outbox list`"),
-    ("outbox show telegram:4711", USAGE, "give --conversation ID"),
     ("outbox retry", USAGE, ""),
     ("outbox retry nonsense", USAGE, "nonsense"),
-    ("outbox retry --fault-class \udcff", USAGE, ""),
-    *(
-        (
-            f"outbox {words} --conversation a\udc80",
-            USAGE,
-            "conversation_id: has a lone surrogate (U+DC80) at 1: it is not",
-        )
-        for words in ("list", "retry", "skip --reason x --yes")
+    (
+        "outbox skip --reason x --yes --conversation a\udc80",
+        USAGE,
+        "conversation_id: has a lone surrogate (U+DC80) at 1",
     ),
     ("outbox pause --all", USAGE, "--all"),
     ("outbox skip --conversation c1 --yes", USAGE, "--reason"),
     ("outbox fix --conversation c1 --reason r", USAGE, ""),
     ("outbox fix --conversation c1 --file no.json --reason r", USAGE, "no.json"),
     ("outbox export --conversation none --file x.jsonl", NOTHING, ""),
-    ("history list --owner 43", NOTHING, ""),
     ("history list --state deleted", NOTHING, ""),
     ("history list --after nowhere", USAGE, "after"),
     ("history show c3", NOTHING, ""),
     ("history show c3 --follow", NOTHING, ""),
     ("history show c1 --before nowhere", USAGE, "before"),
     ("history show c1 --follow --as-of 1", USAGE, "--follow"),
-    *((f"history show c1 --as-of {moment}", USAGE, "as-of") for moment in ("yesterday", "-1", "2026-01-01", "²")),
+    *((f"history show c1 --as-of {moment}", USAGE, "as-of") for moment in ("-1", "2026-01-01", "²")),
     ("history export jsonl out.jsonl --conversation c3", NOTHING, ""),
-    ("history export jsonl out.jsonl --owner 43", NOTHING, ""),
     ("history export jsonl out.jsonl --owner 42 --conversation c1", USAGE, ""),
     ("history stats --since yesterday", USAGE, "is no RFC 3339 time"),
     ("history stats --until 2026-02-30", USAGE, "names no day and time that exists"),
-    ("history stats --since 2026-03-01T00:00:00", USAGE, "has no offset from UTC"),
     ("history stats --by=", USAGE, "by"),
     ("history erase c1 --reason r --yes", USAGE, "Give --reset"),
-    ("history erase c1 --reset --delete --reason r --yes", USAGE, "Give --reset"),
     ("history erase --reset --reason r --yes", USAGE, "Name conversations, or an owner"),
-    ("history erase c1 --owner 42 --reset --reason r --yes", USAGE, "Name conversations, or an owner"),
     ("history erase --person 42 --owner 42 --delete --reason r", USAGE, "or a person with --person"),
     ("history erase c1 --reset --yes", USAGE, "--reason"),
     ("history erase c1 --reset --reason r", USAGE, "stdin is not a terminal"),
-    ("history erase --person 42 --delete --reason r", USAGE, "stdin is not a terminal"),
     ("history erase --person 42 --delete --reason r --receipt r.json", USAGE, "--receipt needs --wait"),
     ("history erase c1 c2 --delete --reason r --wait --receipt r.json", USAGE, "--receipt needs --wait"),
-    ("history erase c1 --delete --reason r --receipt r.json", USAGE, "--receipt needs --wait"),
     ("history erase --person 42 --delete --reason r --wait --receipt mine --yes", Exit.FAILED, "mine exists"),
     ("history erase --person 43 --delete --reason r --wait --receipt r.json --yes", NOTHING, "no records"),
     ("history erase c1 nobody --reset --reason r --yes", NOTHING, "no conversation 'nobody'; nothing was erased"),
-    ("history erase --owner 43 --reset --reason r --yes", NOTHING, "no conversations and no records of this owner"),
     ("history hold", NOTHING, ""),
     ("history hold c1", USAGE, "--reason"),
     ("history hold c1 --owner 42 --reason r", USAGE, ""),
     ("history hold --release", USAGE, ""),
-    ("history hold c1 --release --reason r", USAGE, ""),
     ("history retain --dry-run", USAGE, "retention"),
     ("history tag unknown --add pinned", NOTHING, ""),
     ("history tag c1", USAGE, "--add"),
@@ -181,23 +159,9 @@ def test_a_file_of_another_kind_and_a_setting_beyond_its_limits(letopis: Callabl
 
 
 @pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize(
-    ("words", "store", "says"),
-    [
-        (("db", "anchor", "--out", "one.json"), "bot.history.db", "9999"),
-        (("move", "--to", "new.db"), "new.db", "install the newer release"),
-    ],
-)
-def test_a_store_of_a_newer_release_is_refused(
-    words: tuple[str, ...], store: str, says: str, letopis: Callable[..., Done]
-) -> None:
-    async def make(path: str) -> None:
-        async with ConversationStore.open(path, migrate=True):
-            pass
+def test_a_move_to_a_store_of_a_newer_release_is_refused(letopis: Callable[..., Done]) -> None:
+    for path in ("bot.history.db", "new.db"):
+        assert letopis("--store", path, "db", "upgrade").code == 0
+    change("new.db", "UPDATE letopis_version SET version_num = '9999'")
 
-    for path in {"bot.history.db", store}:
-        asyncio.run(make(path))
-    change(store, "UPDATE letopis_version SET version_num = '9999'")
-
-    refused(letopis(*words), CONFIGURATION, says)
-    assert not Path("one.json").exists()
+    refused(letopis("move", "--to", "new.db"), CONFIGURATION, "install the newer release")
