@@ -120,7 +120,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """Send real conversations through all three stores under faults; words after `--` go to the proof."""
+    """Send real conversations through all three stores under kills; words after `--` go to the proof."""
     install(session)
     session.run("python", "-m", "tests.proof", "--part", "chitchat", *(session.posargs or ("--short",)))
 

@@ -1,86 +1,64 @@
-"""Send real conversations through the real command into real stores, while the relay and the store are broken.
+"""Send real conversations through the real command into real stores, while the relay is killed.
 
-What is exported has to be what was imported, in every conversation; the logs hold every invariant; as many faults fired
-as were asked for; and a store that is damaged behind its back is noticed.
+What is exported has to be what was imported, in every conversation; the logs hold every invariant; as many kills hit a
+relay at work as were asked for; and a store that is damaged behind its back is noticed.
 """
 
 import asyncio
 import json
 import random
-import sqlite3
 import time
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final
 
 from letopis.store.model.identifiers import derived_event_id
-from tests.campaigns import dataset
 from tests.campaigns.invariants import Ack
 from tests.campaigns.processes import Failed, Place, Probe, Progress, Relay, finish
 from tests.proof.harness import Tally, World
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.stores import KINDS
+from tests.proof.stores import KINDS, fresh
 from tests.support.damage import CONTROLS, damage
-from tests.support.servers import MariaDBServer, PostgresServer, ServerUnavailable
 
-WHAT: Final = "real conversations imported, delivered under kills, cuts and an outage, and exported: equal"
+WHAT: Final = "real conversations imported, delivered by a relay that is killed, and exported: equal"
 CONTROL: Final = "a message lost, two swapped, one stored twice behind its back: seen in the export and in the logs"
-FAULTS: Final = {"kill": 20, "cut": 20, "outage": 1}
-OUTAGE_SECONDS: Final = 12.0  # of an SQLite file, longer than a relay waits for a lock; a server is away for one second
+KILLS: Final = 20
+SPARE: Final = 6
+"""Parts of the file for kills that a quick relay left nothing to hit."""
+MAX_DELAY_SECONDS: Final = 0.015  # from when the relay is seen at work to its kill
 TIMEOUT_SECONDS: Final = 600.0  # for the delivery into one store
 POLL: Final = 0.003
-SPARE: Final = 6
-"""Waves that bring no faults of their own, for those that a quick relay left nothing to hit."""
 Conversations = Mapping[str, Sequence[tuple[str | None, str]]]  # of each message its id, and the whole line
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing to break, some seconds after the relay is seen at work."""
-
-    kind: str
-    delay: float
-
-
-Wave = tuple[int, list[Fault]]  # up to which line it imports, and what breaks meanwhile
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An empty history store that may be broken; both ways return how many connections, or stores, that hit."""
-
-    url: str
-    cut: Callable[[float], int]
-    outage: Callable[[], int]
 
 
 @dataclass(slots=True)
 class Campaign:
-    """One store's run: import, break, deliver, export, compare."""
+    """One store's run: import, kill, deliver, export, compare."""
 
-    target: Target
     place: Place
     source: Path
     seed: int
     relay: Relay = field(init=False)
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally = field(default_factory=lambda: Tally(notes="cut short"))
     deadline: float = field(default_factory=lambda: time.monotonic() + TIMEOUT_SECONDS)
 
     def __post_init__(self) -> None:
         self.relay = Relay(self.place)
 
-    def run(self, faults: Mapping[str, int]) -> tuple[Tally, Tally]:
+    def run(self) -> tuple[Tally, Tally]:
         """Run it to its end; return what came of it, and of the controls."""
         tally, controls = self.tally, Tally()
         try:
-            self._deliver(schedule(self.source, faults, self.seed))
+            self._deliver()
             self._check()
             if not tally.problems:
                 controls = self._try_controls()
@@ -88,30 +66,25 @@ class Campaign:
             tally.problems.append(str(error))
         finally:
             self.relay.close()
-        for kind, wanted in faults.items():
-            tally.require(tally.figures[kind] >= wanted, f"{kind}: only {tally.figures[kind]} of {wanted} fired")
-        tally.count = sum(tally.figures[kind] for kind in faults)
-        by_kind = ", ".join(f"{tally.figures[kind]} {kind}s" for kind in faults)
-        tally.notes = (
-            f"{tally.figures['conversations']:,} conversations, {tally.figures['messages']:,} messages; {by_kind};"
-            f" {tally.figures['connections']} connections hit"
-        )
         return tally, controls
 
-    def _deliver(self, waves: Sequence[Wave]) -> None:
+    def _deliver(self) -> None:
+        """Import the file part by part, and kill the relay twice during each of them."""
         self.place.run("db", "upgrade", timeout=60)
         self.place.run("init", timeout=60)
-        left, done = list[Fault](), 0
-        part = self.place.folder / "part.jsonl"
+        chance, parts = random.Random(self.seed), KILLS // 2 + SPARE
+        lines = self.source.read_bytes().count(b"\n")
+        left, part = list[float](), self.place.folder / "part.jsonl"
         words = ("history", "import", "jsonl", str(part))
         with self.source.open("rb") as file, closing(Probe(self.place.outbox)) as probe:
-            for upto, faults in waves:
-                part.write_bytes(b"".join(islice(file, upto - done)))
-                done = upto
+            for number in range(parts):
+                size = lines * (number + 1) // parts - lines * number // parts
+                part.write_bytes(b"".join(islice(file, size)))
+                if number < KILLS // 2:
+                    left += [chance.uniform(0, MAX_DELAY_SECONDS) for _ in range(2)]
                 with self.place.start(*words) as importing:
                     try:
-                        left += faults
-                        self._break(probe, importing, left)
+                        self._kill(probe, importing, left)
                         finish(importing, words, timeout=max(1.0, self.deadline - time.monotonic()))
                     finally:
                         importing.kill()
@@ -121,17 +94,18 @@ class Campaign:
         self.tally.require(not code, f"the relay ended with {code} after SIGTERM")
         self.tally.require(not self.relay.deaths, f"the relay ended by itself, with {self.relay.deaths}")
 
-    def _break(self, probe: Probe, importing: Popen[str], left: list[Fault]) -> None:
-        """Fire what is left; what comes too late, because everything is delivered, waits for the next wave."""
+    def _kill(self, probe: Probe, importing: Popen[str], left: list[float]) -> None:
+        """Kill the relay as often as is left; what comes too late, as all is delivered, waits for the next part."""
         while left:
-            progress = self._keep_going(probe, f"{len(left)} faults have not fired")
+            progress = self._keep_going(probe, f"{len(left)} kills have hit nothing")
             if progress.pending and progress.holder == self.relay.pid:
-                time.sleep(left[0].delay)
+                time.sleep(left[0])
                 # What became of it in the meantime decides whether it counts.
-                if probe.look().pending and self._fire(left[0]):
+                if probe.look().pending and self.relay.kill():
+                    self.tally.count += 1
                     left.pop(0)
                 else:
-                    left[0] = replace(left[0], delay=left[0].delay / 2)
+                    left[0] /= 2
             elif not progress.pending and importing.poll() is not None:
                 return
 
@@ -142,20 +116,9 @@ class Campaign:
         time.sleep(POLL)
         return probe.look()
 
-    def _fire(self, fault: Fault) -> bool:
-        if fault.kind == "kill":
-            hit = int(self.relay.kill())
-        elif fault.kind == "cut":
-            hit = self.target.cut(fault.delay * 20)
-            self.tally.figures["connections"] += hit
-        else:
-            hit = self.target.outage()
-        self.tally.figures[fault.kind] += hit > 0
-        return hit > 0
-
     def _check(self) -> None:
         imported, exported = read(self.source), self._export("exported.jsonl")
-        self.tally.figures.update(conversations=len(exported), messages=sum(map(len, exported.values())))
+        self.tally.notes = f"{len(exported):,} conversations, {sum(map(len, exported.values())):,} messages"
         self.tally.blame(differences(imported, exported), where="the export differs from the import")
         # The id of each line's event is derived from the line's own.
         acks = [Ack(name, derived_event_id(name, one)) for name, lines in imported.items() for one, _ in lines if one]
@@ -171,8 +134,10 @@ class Campaign:
     def _try_controls(self) -> Tally:
         """Damage three conversations, each in its own way: the same checks must see each of them."""
         tally, imported = Tally(), read(self.source)
-        for control, name in zip(CONTROLS, self._victims(len(CONTROLS)), strict=True):
-            asyncio.run(damage(self.target.url, control, name))
+        names = sorted(name for name, lines in imported.items() if len(lines) >= 4)
+        victims = random.Random(self.seed).sample(names, len(CONTROLS))
+        for control, name in zip(CONTROLS, victims, strict=True):
+            asyncio.run(damage(self.place.store, control, name))
             exported = self._export("control.jsonl", "--conversation", name)
             caught = differences({name: imported[name]}, exported)
             self.tally.require(bool(caught), f"{control} is not seen in the export")
@@ -183,61 +148,7 @@ class Campaign:
         return tally
 
     def _world(self) -> World:
-        return World(self.place.folder, self.target.url)
-
-    def _victims(self, count: int) -> Sequence[str]:
-        names = [name for name, lines in read(self.source).items() if len(lines) >= 4]
-        return random.Random(self.seed).sample(sorted(names), count)
-
-
-def schedule(source: Path, faults: Mapping[str, int], seed: int) -> list[Wave]:
-    """Return in which parts to import a file, and what to break meanwhile: the same for the same seed.
-
-    Two faults come with a part, so that none of them finds everything delivered.
-    """
-    lines, chance = source.read_bytes().count(b"\n"), random.Random(seed)
-    order = [kind for kind, count in faults.items() if kind != "outage" for _ in range(count)]
-    chance.shuffle(order)
-    for _ in range(faults.get("outage", 0)):
-        order.insert(chance.randint(len(order) // 3, 2 * len(order) // 3), "outage")
-    # A cut first: while the relay waits to connect again there is surely something pending for the second.
-    pairs = [sorted(order[at : at + 2], key=("cut", "outage", "kill").index) for at in range(0, len(order), 2)]
-    waves = [*pairs, *([] for _ in range(SPARE))]
-    return [
-        (lines * number // len(waves), [Fault(kind, delay=chance.uniform(0, 0.015)) for kind in pair])
-        for number, pair in enumerate(waves, 1)
-    ]
-
-
-@contextmanager
-def open_target(kind: str, folder: Path) -> Iterator[Target]:
-    """Give a store of its own; a server is one that is started for it, since it is crashed."""
-    if kind == "sqlite":
-        path = folder / "history.db"
-
-        def hold(seconds: float) -> int:
-            """Hold the file's lock, which is all that can fail from outside."""
-            if not path.exists():
-                return 0
-            with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
-                connection.execute("BEGIN EXCLUSIVE")
-                time.sleep(seconds)
-                connection.execute("ROLLBACK")
-            return 1
-
-        yield Target(f"sqlite:///{path.as_posix()}", hold, lambda: hold(OUTAGE_SECONDS))
-        return
-    server = PostgresServer.own() if kind == "postgresql" else MariaDBServer.own()
-
-    def crash() -> int:
-        server.stop("immediate") if kind == "postgresql" else server.kill()
-        time.sleep(1.0)
-        server.start()
-        return 1
-
-    with server:
-        url = server.create_database("letopis_campaign")
-        yield Target(url, lambda _: server.terminate_connections(url), crash)
+        return World(self.place.folder, self.place.store)
 
 
 def read(path: Path) -> Conversations:
@@ -272,18 +183,52 @@ def differences(imported: Conversations, exported: Conversations) -> list[str]:
     return problems
 
 
+def write(path: Path, *, sample: float, seed: int) -> None:
+    """Write a share of the package `chitchat-dataset`, interleaved by time, as a bot would have met it."""
+    data = _corpus()
+    names = random.Random(seed).sample(sorted(data), max(1, round(len(data) * sample)))
+    lines: list[tuple[str, int, int, dict[str, Any]]] = []
+    for place, name in enumerate(sorted(names)):
+        turns = enumerate(data[name]["messages"], 1)
+        told = [(turn, one) for turn, utterances in turns for one in utterances]
+        for number, (turn, one) in enumerate(told, 1):
+            line = {
+                "conversation_id": name,
+                "role": "user" if one["sender"] == told[0][1]["sender"] else "assistant",
+                "content": one["text"],
+                "id": f"{number}",
+                "owner": told[0][1]["sender"],
+                "occurred_at": one["timestamp"],
+                "metadata": {"sender": one["sender"], "turn": turn},
+            }
+            if place % 10 == 3:
+                del line["id"]
+            lines.append((one["timestamp"], place, number, line))
+    lines.sort(key=lambda entry: entry[:3])  # within a conversation, times never step back
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for *_, line in lines)
+
+
+@cache
+def _corpus() -> dict[str, Any]:
+    import chitchat_dataset  # of the group pages: not every test of a module that knows it needs it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file to the collector
+        return dict(chitchat_dataset.Dataset())
+
+
 def prove(options: Options) -> Iterator[Row]:
     source, sample = options.folder / "chitchat.jsonl", 0.03 if options.short else 1.0
-    dataset.write(source, sample=sample, seed=options.seed)
+    write(source, sample=sample, seed=options.seed)
     for kind in KINDS:
         folder = options.folder / kind
         folder.mkdir()
-        try:
-            with open_target(kind, folder) as target:
-                place = Place(folder=folder, outbox=folder / "bot.outbox.db", store=target.url)
-                tally, controls = Campaign(target, place, source, options.seed).run(FAULTS)
-        except ServerUnavailable as missing:
-            yield Row(what=WHAT, where=kind, missing=str(missing))
-            continue
-        yield tally.row(WHAT, kind, "faults", sum(FAULTS.values()))
+        with fresh(kind, folder, "history") as store:
+            if store.missing:
+                yield Row(what=WHAT, where=kind, missing=store.missing)
+                continue
+            place = Place(folder=folder, outbox=folder / "bot.outbox.db", store=store.url)
+            tally, controls = Campaign(place, source, options.seed).run()
+        yield tally.row(WHAT, kind, "kills", KILLS)
         yield controls.row(CONTROL, kind, "damages", control=True)

@@ -1,14 +1,12 @@
-"""Make every fault of the table happen to a real server, and show its class and what a relay does with it.
+"""Make every fault of the table happen to a real server, and show its class and code.
 
-The servers are those of the tests (`tests.support.servers`); each run makes a database of its own and drops it. What
-comes out of the driver is put into a class by `letopis.store.database.faults`, as everywhere; the very same fault is
-then given to a real relay, as often as its cause would last, and the table tells what that did with it.
+The servers are those of the tests (`tests.support.servers`); each run makes a database of its own and drops it.
 """
 
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,19 +17,16 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database import failover
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.rules.apply_plan import LaneBatch
 from tests.proof.harness import Tally
 from tests.proof.options import Options
 from tests.proof.rows import Row as ProofRow
 from tests.support import peers
 from tests.support.bench import SHORT_TIMEOUTS, Bench
-from tests.support.relays import ToldStore, figures, lane, relay_on, running, say, until
 from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 
 CONFLICT, POISON, UNKNOWN_OUTCOME = FaultClass.CONFLICT, FaultClass.POISON, FaultClass.UNKNOWN_OUTCOME
@@ -39,18 +34,7 @@ UNAVAILABLE, MISCONFIGURED = FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED
 
 KINDS: Final = ("postgresql", "mariadb", "sqlite")
 DRIVERS: Final = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
-NOT_PRODUCED: Final = {
-    "disk full on the server (53100, 1021)": "would fill a disk of the machine; the codes are checked as constructed",
-    "promotion of a standby": "needs a second server; its sign, a read-only primary, is produced",
-    "the server's own certificate expires": "needs a clock of the server's own; an unknown authority is tested",
-}
-"""Rows that this campaign leaves out, and why."""
-REACTIONS: Final[Mapping[str, str]] = {
-    **dict.fromkeys((UNAVAILABLE, MISCONFIGURED), "breaker opened"),
-    CONFLICT: "sent the batch again",
-}
-"""What a relay does with a fault of a class; an event that is poison blocks its conversation."""
-WHAT: Final = "every fault of the table, on a real server: its class and code, and what a relay does with it"
+WHAT: Final = "every fault of the table, on a real server: its class and code"
 
 
 Scene = Callable[[Bench], Awaitable[None]]
@@ -76,19 +60,15 @@ class Outcome:
     driver_error: str = "none"
     code: str = "-"
     found: str = "none"
-    reaction: str = "-"
 
     @property
     def ok(self) -> bool:
-        """Return True if class and code are those of the table, and the relay does what is right for the class."""
-        blocks = self.found == POISON
-        wanted = REACTIONS.get(self.found, ""), "blocked" if blocks else "no attempt charged; all delivered"
-        answered = all(one in self.reaction for one in wanted) and ("blocked" in self.reaction) is blocks
-        return answered and self.expected == self.found and self.expected_code in (None, self.code)
+        """Return True if class and code are those of the table."""
+        return self.expected == self.found and self.expected_code in (None, self.code)
 
     def __str__(self) -> str:
         found = self.found if self.ok else f"{self.found} (NOT {self.expected} {self.expected_code or ''})"
-        return " | ".join((self.name, DRIVERS[self.kind], self.driver_error, self.code, found, self.reaction))
+        return " | ".join((self.name, DRIVERS[self.kind], self.driver_error, self.code, found))
 
 
 ROWS: Final[list[Row]] = []
@@ -168,16 +148,17 @@ async def _(bench: Bench) -> None:
 @row("killed in mid statement", UNAVAILABLE)
 async def _(bench: Bench) -> None:
     async with bench.engine.connect() as connection:
-        killing = asyncio.create_task(_later(bench.kill(await bench.session(connection))))
+        session = await bench.session(connection)
+
+        async def kill() -> None:
+            await asyncio.sleep(0.2)
+            await bench.kill(session)
+
+        killing = asyncio.create_task(kill())
         try:
             await connection.exec_driver_sql(bench.either("SELECT pg_sleep(5)", "SELECT SLEEP(5)"))
         finally:
             await killing
-
-
-async def _later(work: Coroutine[Any, Any, None]) -> None:
-    await asyncio.sleep(0.2)
-    await work
 
 
 async def _commit_through(bench: Bench, *, heard: bool = False, hole: bool = False) -> None:
@@ -408,47 +389,6 @@ async def _(bench: Bench) -> None:
     await bench.at(letter)
 
 
-# --- what a relay does with it --------------------------------------------------------------------------------------
-
-
-async def reaction(fault: StoreFault, folder: Path) -> str:
-    """Give a relay this fault for as long as its cause would last, and tell what it did.
-
-    What lies with the store or the batch fails twice, whatever is sent; what lies with an event fails with it always.
-    """
-    outbox = await OutboxFile.open(folder / f"{uuid.uuid4().hex}.outbox.db")
-    lasting = fault.fault_class is POISON
-    left = 2
-
-    def refuse(batch: Sequence[LaneBatch]) -> StoreFault | None:
-        nonlocal left
-        if lasting:
-            return fault if any(one.conversation_id == "bad" for one in batch) else None
-        left -= 1
-        return fault if left >= 0 else None
-
-    store = ToldStore(refuse)
-    relay = relay_on(outbox, store)
-    for name in ("good", "bad", "other"):
-        await say(outbox, name)
-    async with running(relay):
-
-        async def settled() -> bool:
-            found = await figures(outbox)
-            return found.pending == 0 or found.lanes["blocked"] == 1
-
-        await until(settled)
-    bad, pending = await lane(outbox, "bad"), (await figures(outbox)).pending
-    await outbox.close()
-    said = ["breaker opened, probed, closed"] if relay.breaker.trips else []
-    if relay.stats.blocked:
-        return "; ".join((*said, f"blocked its conversation after {bad.attempts - 1} retries, delivered the others"))
-    charged = "no attempt charged" if bad.attempts == 0 else f"{bad.attempts} attempts charged"
-    return "; ".join(
-        (*(said or ["sent the batch again"]), charged, f"{pending} PENDING" if pending else "all delivered")
-    )
-
-
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -473,7 +413,6 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
     found = None if server is None else server.find()
     margin, failover.ANSWER_MARGIN_SECONDS = failover.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]
     bench = None
-    known: dict[tuple[str, str], str] = {}
     outcomes = []
     try:
         bench = await _open(kind, found, folder)
@@ -483,10 +422,8 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
             fault = await _fault(one.scene, bench)
             outcome = Outcome(name=one.name, kind=kind, expected=str(one.expected), expected_code=one.codes.get(kind))
             if fault is not None:
-                key = (str(fault.fault_class), fault.code)
-                known[key] = known.get(key) or await reaction(fault, folder)
                 error = _driver_error(fault)
-                outcome = replace(outcome, found=key[0], code=key[1], driver_error=error, reaction=known[key])
+                outcome = replace(outcome, found=str(fault.fault_class), code=fault.code, driver_error=error)
             outcomes.append(outcome)
     finally:
         failover.ANSWER_MARGIN_SECONDS = margin  # type: ignore[misc]
@@ -529,5 +466,4 @@ def prove(options: Options) -> Iterator[ProofRow]:
         options.tell("\n".join(map(str, outcomes)))
         tally = Tally(count=len(outcomes), problems=[str(one) for one in outcomes if not one.ok])
         tally.require(len(outcomes) == sum(kind in one.codes for one in ROWS), "not every row was produced")
-        tally.notes = f"not produced: {'; '.join(map(': '.join, NOT_PRODUCED.items()))}"
         yield tally.row(WHAT, DRIVERS[kind], "faults")

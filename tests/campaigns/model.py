@@ -1,4 +1,4 @@
-"""Run random programs over every public verb through two outboxes, and compare each read with a plain model.
+"""Run random programs over every verb of conversations through two outboxes, and compare each read with a plain model.
 
 ``python -m tests.campaigns.model --seeds 2000 --store all``; what a seed does hangs on the seed alone.
 """

@@ -85,13 +85,6 @@ def test_a_sound_history_has_no_problem() -> None:
     assert not plain().examine(drained=True).ok
 
 
-def test_a_lost_acknowledgement_of_the_relay_is_no_problem() -> None:
-    world = plain()
-    change(world.outbox.lanes, "a", delivered=STORED - 1)
-
-    assert world.examine().ok
-
-
 def swap(it: World, *names: str) -> None:
     second, third = it.store.events[1:3]
     change(it.store.events, 1, **{name: getattr(third, name) for name in names})
@@ -229,38 +222,6 @@ def test_a_history_with_all_of_the_rules_in_it_is_sound() -> None:
     assert verdict.ok, verdict
 
 
-def test_a_redaction_that_is_on_its_way_explains_what_is_gone_already() -> None:
-    told = ruled()
-    store = replace(
-        told.store,
-        events=[one for one in told.store.events if one.conversation_id == "a" and one.version < 7],
-        lanes={(ORIGIN, "a"): 4, (RIVAL, "a"): 2},
-        conversations={"a": StoredConversation(6, 1, "active", "42")},
-        messages=[StoredMessage("a", 2, None, 2), *told.store.messages[1:4]],
-        log_heads={0: 6},
-    )
-    outbox = replace(
-        told.outbox,
-        events=told.outbox.events[:6],
-        lanes={"a": OutboxLane(6, 4, 0, "ready")},
-        superseded={("a", 3): UUID(int=204), ("a", 4): UUID(int=205)},
-    )
-
-    verdict = examine(store, [outbox])
-    assert verdict.ok, verdict
-    assert not examine(store, []).ok
-
-
-def test_a_numbered_erasure_explains_what_arrived_without_content() -> None:
-    told = ruled()
-    change(told.store.events, 2, digest=None, bare=True, noted={"arrived_erased": True})
-    assert not told.examine(drained=True).ok
-
-    told.store = replace(told.store, erased={"42"})
-    verdict = told.examine(drained=True)
-    assert verdict.ok, verdict
-
-
 def test_what_a_trim_reaches_has_to_be_gone() -> None:
     events = [stored(place) for place in (1, 2)]
     trim = stored(3)._replace(type="conversation.trimmed", message_id=None, trims_upto=1)
@@ -366,10 +327,6 @@ def test_what_was_put_aside_moves_nothing_and_a_reset_takes_all() -> None:
     assert replayed({1: None, 2: 3, 4: None, 6: 6}, aside) == []
     assert replayed({1: 7, 2: 3, 4: 7, 6: 6, 8: None}, aside, reset, new) == []
     assert replayed({1: 7, 2: 3, 4: None, 6: 6, 8: None}, aside, reset, new)
-
-
-def test_the_path_of_a_fork_is_not_followed() -> None:
-    assert replayed({}, stored(6, "conversation.started", forked=True)) == []
 
 
 def half(upto: int, state: str = "ready") -> list[str]:

@@ -74,14 +74,6 @@ def test_nothing_is_wrong_with_a_sound_world() -> None:
     assert problems(world, drained=True) == []
 
 
-def test_what_was_pruned_is_neither_lost_nor_wrong() -> None:
-    world = sound()
-    world.changes, world.lane, world.head = [put(4)], ChangeLane(4, 3, 3, "ready"), (3, 3)
-    world.ledger = {}
-
-    assert problems(world) == []
-
-
 def _resurrect(world: Any) -> None:
     world.changes[2] = clear(3)
     world.acks = world.acks[:2]

@@ -52,7 +52,7 @@ PARTS: Final = (
     "soak",
 )
 """In the order in which they are started, the long ones first: packages with `prove` or a `TABLE` in `part`."""
-CAMPAIGNS: Final = ("chitchat", "faults", "outage", "rebuild", "retention")
+CAMPAIGNS: Final = ("chitchat", "faults")
 """Modules of `tests.campaigns` with `prove`, not published: they run if they are named; chitchat, if all is short."""
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 

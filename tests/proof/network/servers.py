@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -13,16 +14,37 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox import Rules
+from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
+from letopis.outbox.alerting.notifications import Incident
 from letopis.store import Timeouts
 from tests.campaigns.invariants import check
-from tests.campaigns.outage import Desk
 from tests.proof.harness import Tally
 from tests.proof.network.bots import Bot, Watched, drain, talking
 from tests.proof.network.wards import WARDS, Ward
 from tests.proof.rows import Row
 from tests.support.open_incidents import open_incidents
 from tests.support.relays import comes_true, end_all
+
+
+@dataclass
+class Desk:
+    """Where the alerts of one bot arrive: its operator's channel, and its users."""
+
+    name: str = "desk"
+    recipient: str = "desk"
+    alerts: list[Alert] = field(default_factory=list)
+    stuck: Counter[str | None] = field(default_factory=Counter)
+    recovered: Counter[str | None] = field(default_factory=Counter)
+
+    async def send(self, alert: Alert) -> None:
+        self.alerts.append(alert)
+
+    async def on_stuck(self, incident: Incident) -> None:
+        self.stuck[incident.owner_id] += 1
+
+    async def on_recovered(self, incident: Incident) -> None:
+        self.recovered[incident.owner_id] += 1
 
 
 @dataclass(frozen=True, slots=True)
