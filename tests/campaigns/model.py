@@ -81,8 +81,6 @@ class Campaign:
                     seed = left.pop(0)
                     steps = program(seed)
                     self.done, self.steps = self.done + 1, self.steps + len(steps)
-                    if self.done % 50 == 0:
-                        print(f"{self.kind}: {self.done} programs", file=sys.stderr, flush=True)
                     if (failure := await self._try(world, seed, steps)) is not None:
                         failures.append(failure)
                         sound = False  # the store may keep what was wrong

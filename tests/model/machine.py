@@ -26,24 +26,23 @@ from tests.model.reads import WORDS, Bot, Reads, Wrong, view_of
 from tests.model.world import World
 
 _OFTEN: Final = {
-    1: "say_in unreact clear reset restore delete rename annotate custom outage restart",
-    2: "say_together undo regenerate archive activate start",
+    1: "unreact clear reset restore delete rename annotate custom outage restart",
+    2: "undo regenerate archive activate start",
     3: "say_several reply redact deliver rewind pop fork look back",
     4: "again edit react replace answer",
-    5: "record",
     10: "drain",
     12: "say",
 }
 KINDS: Final = {kind: often for often, kinds in _OFTEN.items() for kind in kinds.split()}
 ANYWHERE: Final = (
-    *("say", "say_together", "again", "answer", "start", "fork", "record"),
+    *("say", "again", "answer", "start", "fork"),
     *("drain", "outage", "back", "restart", "move"),
 )
 """Steps that do not need a conversation that is there."""
 WHEN_UP: Final = ("drain", "outage", "move")
 WHEN_DOWN: Final = ("back",)
 CHANGES: Final = ("edit", "redact", "deliver", "react", "unreact")
-PUTS: Final = ("archive", "restore", "activate", "delete", "reset", "rename", "annotate", "custom")
+PUTS: Final = ("archive", "restore", "activate", "delete", "reset", "clear", "rename", "annotate", "custom")
 CHATS: Final = 3
 MOODS: Final = (None, "warm", "cold")
 READ_EVERY: Final = 8  # steps between two comparisons of all that can be read
@@ -225,30 +224,6 @@ class Machine(Reads):
         kinds = [("say", values) for _, values in messages]
         self._append(bot, chat.id, *kinds, ("annotate", {"metadata": {"n": b}}), receipt=receipt, owner=chat.owner)
 
-    async def _say_together(self, bot: Bot, a: int, b: int, c: int) -> None:
-        chats = self._chat(bot, a), self._chat(bot, b)
-        said = [(chat, *self._message(c + place)) for place, chat in enumerate(chats)]
-        breaks = c % 3 == 0
-        self._note(*(word for chat, one, _ in said for word in (chat.id, one.id)), "rolled back" if breaks else "")
-        receipts = []
-        try:
-            async with bot.history.transaction() as tx:
-                for chat, one, _ in said:
-                    receipts.append(await tx.append(chat.id, one, owner=chat.owner))
-                if breaks:
-                    raise ZeroDivisionError
-        except ZeroDivisionError:
-            return
-        for (chat, _, values), receipt in zip(said, receipts, strict=True):
-            self._append(bot, chat.id, ("say", values), receipt=receipt, owner=chat.owner)
-
-    async def _say_in(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        message, values = self._message(b)
-        self._note(chat.id, message.id)
-        async with bot.history.outbox.engine.connect() as connection, connection.begin():
-            receipt = await bot.history.append_in(connection, chat.id, message, owner=chat.owner)
-        self._append(bot, chat.id, ("say", values), receipt=receipt, owner=chat.owner)
-
     async def _reply(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         self._made += 1
         name, text, broken = f"{self.prefix}-m{self._made}", f"{WORDS[b % 3]} {self._made}", c % 3 == 0
@@ -406,12 +381,6 @@ class Machine(Reads):
             return
         self._append(bot, chat.id, ("rewind", {"target": target}), receipt=await work)
 
-    async def _clear(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        self._note(chat.id)
-        self._append(
-            bot, chat.id, ("rewind", {"target": None}), receipt=await bot.history.chat(chat.id).rewind(to=None)
-        )
-
     async def _cut(
         self, bot: Bot, chat: Chat, work: Awaitable[Any], target: tuple[str | None] | None, known: bool
     ) -> Any:
@@ -495,6 +464,8 @@ class Machine(Reads):
             case "annotate":
                 values = {"metadata": {"xy"[b % 2]: c % 4 or None}}
                 work = told.annotate(values["metadata"])
+            case "clear":
+                kind, values, work = "rewind", {"target": None}, told.rewind(to=None)
             case "custom":
                 kind, work = "touch", bot.history.append(chat.id, CustomEvent(name="paid", data={"cents": b}))
             case _:
@@ -563,12 +534,6 @@ class Machine(Reads):
 
     # The world.
 
-    async def _record(self, bot: Bot, a: int, b: int, c: int) -> None:
-        done = await self.records.change(bot.box.name, bot.history, a, b, c, down=self.down)
-        if done is None:
-            raise Impossible
-        self._note(done)
-
     async def _drain(self, bot: Bot, a: int, b: int, c: int) -> None:
         before = [await self._owners_view(bot, owner) for owner in self._owners]
         await self.world.relays[bot.number].drain()
@@ -582,7 +547,6 @@ class Machine(Reads):
             if await receipt.saved(0) is aside:
                 raise Wrong("saved", f"{not aside} of {[(one.kind, one.values) for one in events]}")
         bot.waiting.clear()
-        self.records.deliver(bot.box.name)
         if not any(one.aside for one in pending):
             after = [await self._owners_view(bot, owner) for owner in self._owners]
             if before != after:

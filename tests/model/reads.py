@@ -12,7 +12,6 @@ from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import RecordedMessage, Seen
 from tests.model.lanes import SAYS, UNKNOWN, Event, Lanes, Outbox
 from tests.model.plain import Chat, Plain
-from tests.model.record_lanes import RecordModel
 from tests.model.world import World
 from tests.support.sayings import all_pages, catch_up_index
 
@@ -49,7 +48,6 @@ class Reads:
         self.world = world
         self.prefix = prefix
         self.lanes = Lanes(*BOXES)
-        self.records = RecordModel(prefix)
         self.bots = [Bot(box, world, number) for number, box in enumerate(self.lanes.boxes)]
 
     @property
@@ -86,8 +84,6 @@ class Reads:
         for owner in self._owners:
             await self._compare_owner(bot, plain, owner)
             await self._compare_figures(bot, plain, owner)
-        if wrong := await self.records.compare(bot.box.name, bot.history):
-            raise Wrong("records", wrong)
         if whole:
             await catch_up_index(self.world.store)
             for word in WORDS:
