@@ -10,7 +10,7 @@ import random
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -152,21 +152,16 @@ class Campaign:
 
 
 def read(path: Path) -> Conversations:
-    """Read a JSONL file; the order between conversations is no promise and is left aside."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return gather(json.loads(line) for line in file)
-
-
-def gather(lines: Iterable[Mapping[str, Any]]) -> Conversations:
-    """Return messages by conversation, each in one text for all ways to write it: UTC, nothing empty."""
+    """Read messages by conversation, each in one text for all ways to write it: UTC, nothing empty."""
     found: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
-    for line in lines:
-        whole = {key: value for key, value in line.items() if value not in (None, {})}
-        if "occurred_at" in whole:
-            moment = datetime.fromisoformat(whole["occurred_at"]).astimezone(UTC)
-            whole["occurred_at"] = moment.isoformat(timespec="microseconds")
-        text = json.dumps(whole, sort_keys=True, ensure_ascii=False)
-        found[line["conversation_id"]].append((line.get("id"), text))
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in map(json.loads, file):
+            whole = {key: value for key, value in line.items() if value not in (None, {})}
+            if "occurred_at" in whole:
+                moment = datetime.fromisoformat(whole["occurred_at"]).astimezone(UTC)
+                whole["occurred_at"] = moment.isoformat(timespec="microseconds")
+            text = json.dumps(whole, sort_keys=True, ensure_ascii=False)
+            found[line["conversation_id"]].append((line.get("id"), text))
     return found
 
 

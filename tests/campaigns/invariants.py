@@ -21,7 +21,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from letopis.store.model.codec import digest_of
-from tests.campaigns.paths import examine_replayed, examine_wholeness
 from tests.campaigns.record_invariants import (
     MARK,
     TURNS,
@@ -32,7 +31,14 @@ from tests.campaigns.record_invariants import (
     read_record_outbox,
     read_record_store,
 )
-from tests.campaigns.rules import examine_erasure, examine_owners, examine_path, examine_verdicts
+from tests.campaigns.rules import (
+    examine_erasure,
+    examine_owners,
+    examine_path,
+    examine_replayed,
+    examine_verdicts,
+    examine_wholeness,
+)
 from tests.campaigns.states import (
     SHOWN,
     Ack,

@@ -1,15 +1,38 @@
-"""Compare the rows of conversations with a fold of their events, and damage some of them."""
+"""Make random operations from a seed, compare the rows of conversations with a fold of their events, damage some."""
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 
-from letopis.store import ConversationStore, Rebuilt
+from letopis.store import (
+    ConversationActivated,
+    ConversationDeleted,
+    ConversationStarted,
+    ConversationStore,
+    Event,
+    Message,
+    MessageRedacted,
+    ReactionAdded,
+    Rebuilt,
+    Text,
+)
 from letopis.store.database.schema import conversations, events, messages
+from letopis.store.model.codec import EncodedEvent, encode
+from letopis.store.model.event_types import Body
+from letopis.store.model.events import to_microseconds
 from letopis.store.rules.fold import Fold, Folded
+from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES, Precondition
+from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
+from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event
+from letopis.store.testing.outbox import Outbox
+from letopis.store.testing.random_events import Talk
 
 
 async def fold_of(store: ConversationStore, name: str) -> tuple[Folded, int]:
@@ -110,3 +133,166 @@ async def damage(connection: Any, chance: random.Random, *, count: int) -> list[
         )
         await connection.execute(ways[place % len(ways)])
     return victims
+
+
+OWNERS: Final = ("42", "43", "Ж", "long " * 40)
+_OFTEN: Final = {
+    450: "plain",
+    250: "message",
+    60: "turn rated",
+    20: "activated redacted_before",
+    10: "forked",
+    3: "deleted deleted_before",
+}
+WEIGHTS: Final = {kind: often for often, kinds in _OFTEN.items() for kind in kinds.split()}
+"""How often each is made, of the sum of all; what is plain is that of a :class:`Talk`."""
+
+
+class Operations:
+    """Makes operations and delivers them; what is made hangs on the seed alone."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+        self.outboxes = [Outbox(f"{number}.db", origin_id=UUID(int=number + seed * 100)) for number in (1, 2)]
+        self._talks: dict[str, Talk] = {}
+        self.made = 0
+        self._begin()
+
+    async def run(self, store: ConversationStore, count: int, *, at_once: int = 300) -> None:
+        """Make and deliver this many; now and then a delivery is repeated, as after a lost ack."""
+        target = self.made + count
+        while self.made < target:
+            for _ in range(self._chance.randrange(1, at_once)):
+                if self.made < target:
+                    self.make()
+            await self.deliver(store)
+        await self.deliver(store)
+
+    async def deliver(self, store: ConversationStore) -> None:
+        """Deliver what waits in every outbox, in a random order of both outboxes and lanes."""
+        for outbox in self._chance.sample(self.outboxes, len(self.outboxes)):
+            if self._chance.random() < 0.1:
+                outbox.delivered = {
+                    name: max(0, head - self._chance.choice((0, 0, 0, 1, 4))) for name, head in outbox.delivered.items()
+                }
+            batch = outbox.pending()
+            self._chance.shuffle(batch)
+            if batch:
+                result = await store.apply(outbox.origin, batch)
+                assert not result.refused, result.refused
+                outbox.delivered.update({applied.conversation_id: applied.head for applied in result.applied})
+
+    def make(self) -> None:
+        """Make one operation, and append it to an outbox."""
+        self.made += 1
+        # Many short conversations, and a few long ones.
+        if self._chance.random() < 0.02:
+            self._begin()
+        names = list(self._talks)
+        name = names[-1 - min(int(self._chance.expovariate(0.1)), len(names) - 1)]
+        (kind,) = self._chance.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
+        getattr(self, f"_{kind}")(name)
+
+    # --- what can be made ------------------------------------------------------------------------------------------
+
+    def _plain(self, name: str) -> None:
+        self._append(name, self._talks[name].next(name))
+
+    def _message(self, name: str, **metadata: Any) -> None:
+        """A message with all that one can have."""
+        chance = self._chance
+        message = Message(
+            role=chance.choice(("user", "assistant", "assistant", "tool", "system")),
+            content=chance.choice((f"message {self.made}", (Text(f"part {self.made}"), Text("другая")))),
+            id=f"m{self.made}",
+            name=chance.choice((None, None, "Anna")),
+            tokens=chance.choice((None, 0, 7, 4_000)),
+            usage=chance.choice(({}, {"input": 3, "output": 4, "tier": "flex"})),
+            external_ids=chance.choice(({}, {"telegram": self.made})),
+            metadata=chance.choice(({}, {"model": "m1"})),
+            status=chance.choice(("complete", "complete", "complete", "interrupted")),
+        )
+        self._talks[name].said.append(message.id)
+        self._append(name, Event(type="message.appended", data=message.to_data(), metadata=metadata))
+
+    def _turn(self, name: str) -> None:
+        """A message under a condition, that looked at an older state now and then."""
+        lane = max(len(outbox.lanes.get(name, ())) for outbox in self.outboxes)
+        seen = max(0, lane - self._chance.choice((0, 0, 0, 1, 3)))
+        version, types = self._chance.choice((None, None, seen)), self._chance.choice((None, TURN_TYPES))
+        expects = Precondition(sequence=seen, version=version, types=types)
+        self._message(name, **{PRECONDITION_KEY: expects.to_data(), "by": 1})
+
+    def _rated(self, name: str) -> None:
+        value = self._chance.choice((None, 1, 4.5, "useful"))
+        self._append(name, ReactionAdded(message_id=self._target(name), key="rating", actor="43", value=value))
+
+    def _activated(self, name: str) -> None:
+        order = {ACTIVATION_ORDER_KEY: self.made}
+        self._append(name, Event(type="conversation.activated", data=ConversationActivated().to_data(), metadata=order))
+
+    def _deleted(self, name: str) -> None:
+        self._append(name, ConversationDeleted(reason="asked"))
+
+    def _redacted_before(self, name: str) -> None:
+        """A redaction that its outbox acted upon: what is still on its way comes without content."""
+        target = self._target(name)
+        outbox = self._strip(
+            name,
+            lambda event: event.type in MESSAGE_CONTENT_TYPES and orjson.loads(event.data).get("message_id") == target,
+        )
+        # Now and then it comes a delivery later than what it emptied.
+        if self._chance.random() < 0.8:
+            self._append(name, MessageRedacted(message_id=target), outbox=outbox)
+
+    def _deleted_before(self, name: str) -> None:
+        """A deletion that its outbox acted upon: all that is still on its way comes without content."""
+        outbox = self._strip(name, lambda _: True)
+        if self._chance.random() < 0.5:
+            self._append(name, ConversationDeleted(), outbox=outbox)
+
+    def _strip(self, name: str, erases: Callable[[EncodedEvent], bool]) -> Outbox:
+        outbox = self._outbox()
+        lane = outbox.lanes.get(name, [])
+        for place in range(outbox.delivered.get(name, 0), len(lane)):
+            if erases(lane[place]):
+                lane[place] = strip_event(lane[place])
+        return outbox
+
+    def _forked(self, name: str) -> None:
+        point: dict[str, Any] = {"conversation_id": name}
+        if self._chance.random() < 0.6:
+            point["version"] = self._chance.randrange(0, 30)
+        else:
+            lanes = [outbox.lanes[name] for outbox in self.outboxes if outbox.lanes.get(name)]
+            there = self._chance.choice(lanes) if lanes else []
+            point["event_id"] = str(self._chance.choice(there).event_id if there else UUID(int=self.made))
+        self._begin(forked_from=point)
+
+    # --- how it is put together ------------------------------------------------------------------------------------
+
+    def _begin(self, forked_from: dict[str, Any] | None = None) -> None:
+        name = f"random-{len(self._talks)}"
+        parent = None if forked_from is None else self._talks[forked_from["conversation_id"]]
+        inherited = () if parent is None else parent.said[-3:]
+        self._talks[name] = Talk(self._chance.getrandbits(32), elsewhere=inherited)
+        if forked_from is not None or self._chance.random() < 0.9:
+            owner = self._chance.choice(OWNERS)
+            self._append(name, ConversationStarted(owner_id=owner, forked_from=forked_from))
+
+    def _target(self, name: str) -> str:
+        """A late message of the conversation, or one that is nowhere."""
+        return self._chance.choice([*self._talks[name].said[-6:], "nowhere"])
+
+    def _outbox(self) -> Outbox:
+        return self._chance.choice(self.outboxes)
+
+    def _append(self, name: str, what: Body | Event, *, outbox: Outbox | None = None) -> None:
+        event = Event.of(what, conversation_id=name)
+        self._put(name, encode(event, conversation_id=name), outbox or self._outbox())
+
+    def _put(self, name: str, encoded: EncodedEvent, outbox: Outbox) -> None:
+        # Clocks step back.
+        moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.made + self._chance.randrange(-90, 90))
+        event_id = UUID(int=self._chance.getrandbits(128))
+        outbox.append_encoded(name, [replace(encoded, event_id=event_id, occurred_at=to_microseconds(moment))])

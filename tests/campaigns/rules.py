@@ -1,10 +1,11 @@
 """Check what must hold between a conversation's log and what is derived from it: paths, verdicts, redaction, owners."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
-from tests.campaigns.states import StoredConversation, StoredEvent, StoreState
+from tests.campaigns.states import OutboxEvent, OutboxState, StoredConversation, StoredEvent, StoreState
 
 
 def examine_path(store: StoreState) -> Iterator[str]:
@@ -132,3 +133,59 @@ def examine_owners(store: StoreState) -> Iterator[str]:
         row = None if conversation_id is None else store.conversations.get(conversation_id)
         if conversation_id is not None and (row is None or row.state != "active" or row.owner_id != owner_id):
             yield f"owner {owner_id!r}: the active conversation {conversation_id!r} is none that lives"
+
+
+def examine_replayed(store: StoreState) -> Iterator[str]:
+    """The messages on a path are those, and in the order, that the log leads to: also after put-backs and resets."""
+    paths: dict[str, list[tuple[str | None, int]]] = defaultdict(list)
+    for event in sorted(store.events, key=lambda one: one.version):
+        path = paths[event.conversation_id]
+        if event.verdict is not None:
+            continue
+        match event.type:
+            case "message.appended":
+                there = "puts_back" in event.noted and any(one == event.message_id for one, _ in path)
+                path += [] if there else [(event.message_id, event.version)]
+            case "conversation.rewound" if event.to_message_id is not None:
+                stays = max((place for place, (one, _) in enumerate(path, 1) if one == event.to_message_id), default=0)
+                if stays:  # otherwise its target is off the path itself
+                    del path[stays:]
+            case "conversation.rewound" | "conversation.deleted":
+                path.clear()
+            case _:
+                pass  # it moves nothing
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row in store.messages:
+        if row.left_at is None:
+            rows[row.conversation_id].append(row.version)
+    forks = {event.conversation_id for event in store.events if event.forked}
+    for conversation_id in (paths.keys() | rows.keys()) - forks:
+        found, replayed = sorted(rows[conversation_id]), [version for _, version in paths[conversation_id]]
+        if found != replayed:
+            yield f"{conversation_id!r}: its path ends with {found[-8:]}, its log leads to {replayed[-8:]} (versions)"
+
+
+def examine_wholeness(outbox: OutboxState, places: Mapping[tuple[object, str, int], StoredEvent]) -> Iterator[str]:
+    """Of an append with one condition, the store holds all events or none, unless one of them is refused."""
+    appends: dict[tuple[str, object], list[OutboxEvent]] = defaultdict(list)
+    held = {(name, event.event_id): (origin, sequence) for (origin, name, sequence), event in places.items()}
+    for event in outbox.events:
+        if event.batch is not None:
+            appends[event.conversation_id, event.batch].append(event)
+    for (conversation_id, _), events in appends.items():
+        sequences = [one.sequence for one in events]
+        repaired = sequences != list(range(sequences[0], sequences[-1] + 1))
+        if repaired or events[0].event_id != events[0].batch or outbox.lanes[conversation_id].state != "ready":
+            continue  # a part was pruned, or skipped, or cannot be delivered
+        # What was there before, under another place, is not stored again.
+        new = [
+            one
+            for one in events
+            if held.get((conversation_id, one.event_id), place := (outbox.origin_id, one.sequence)) == place
+        ]
+        there = [one for one in new if (outbox.origin_id, conversation_id, one.sequence) in places]
+        if there and len(there) < len(new):
+            yield (
+                f"{conversation_id!r}: of one append, {sequences[0]}..{sequences[-1]}, the store holds"
+                f" {len(there)} events of {len(new)}"
+            )

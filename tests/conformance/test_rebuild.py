@@ -27,8 +27,7 @@ from letopis.store.database.schema import conversations, events, messages, owner
 from letopis.store.maintenance import rebuild
 from letopis.store.rules.reducer import PROJECTION_RULES
 from letopis.store.testing.outbox import Outbox
-from tests.campaigns.operations import Operations
-from tests.campaigns.rebuild import damage, differences, digests, fold_of, mismatches, names
+from tests.campaigns.rebuild import Operations, damage, differences, digests, fold_of, mismatches, names
 from tests.conformance.tables import on_sqlite
 from tests.support.sayings import change, new_outbox, rows_of, send
 
