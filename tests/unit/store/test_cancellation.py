@@ -1,7 +1,6 @@
 """Work that is shielded is never torn by a cancellation, and no cancellation is lost."""
 
 import asyncio
-import contextvars
 import gc
 import warnings
 from collections.abc import Awaitable, Callable
@@ -45,26 +44,6 @@ class Work:
             raise
         self.ended = True
         return 7
-
-
-@both
-async def test_gives_back_the_error(shield: Shield) -> None:
-    async def fail() -> int:
-        raise KeyError("gone")
-
-    with pytest.raises(KeyError, match="gone"):
-        await shield(fail())
-
-
-@both
-async def test_work_sees_the_context_of_the_caller(shield: Shield) -> None:
-    variable = contextvars.ContextVar("variable", default=0)
-    variable.set(3)
-
-    async def read() -> int:
-        return variable.get()
-
-    assert await shield(read()) == 3
 
 
 async def test_an_asyncio_cancellation_waits_for_the_end_and_is_raised_then() -> None:
@@ -123,15 +102,6 @@ async def test_waiting_under_a_cancelled_scope_does_not_spin_the_loop(monkeypatc
     assert len(handles) < 300
 
 
-async def test_a_timeout_of_asyncio_still_times_out() -> None:
-    work = Work()
-    soon(0.05, work.release.set)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await run_to_completion(work.run())
-    assert work.ended
-
-
 async def test_a_cancellation_wins_over_an_error_and_carries_it() -> None:
     started = asyncio.Event()
 
@@ -183,13 +153,6 @@ async def test_a_caller_that_ends_with_its_scope_gets_its_result(shield: Shield)
         result = await shield(work.run())
         scope.cancel()
     assert result == 7 and not scope.cancelled_caught
-
-
-@both
-async def test_takes_a_future_too(shield: Shield) -> None:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    soon(0.01, future.set_result, 5)
-    assert await shield(future) == 5
 
 
 async def test_work_that_a_closing_loop_cancels_before_its_first_step_says_nothing() -> None:

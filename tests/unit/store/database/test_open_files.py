@@ -13,7 +13,6 @@ from letopis.outbox.diagnostics.check_location import check_open_files
 from letopis.store.database import open_files
 from letopis.store.database.fault_classification import classify
 from letopis.store.database.faults import FaultClass
-from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
 
 pytestmark = posix_only("Windows has no resource limits")
@@ -83,9 +82,3 @@ def test_the_doctor_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.level == "warn" and "64" in found.said and "LimitNOFILE" in found.hint
     monkeypatch.setattr(open_files, "open_file_limit", lambda: 65_536)
     assert check_open_files().level == "ok"
-
-
-def test_the_unit_gives_enough() -> None:
-    unit = ROOT / "deploy" / "systemd" / "letopis-relay.service"
-    [line] = [one for one in unit.read_text().splitlines() if one.startswith("LimitNOFILE=")]
-    assert int(line.partition("=")[2]) >= 1024

@@ -1,23 +1,23 @@
-"""A transaction of a file runs in one thread from beginning to end, and leaves nothing behind however it ends."""
+"""A transaction of a file runs in one thread, a statement is one hop into it, and nothing stays open at its end."""
 
 import asyncio
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from letopis.store import ConfigurationError, FaultClass, StoreFault, Timeouts
-from letopis.store.database.engines import run_whole
+from letopis.store.database.sqlite import connect_to_sqlite
+from letopis.store.database.sqlite_connection import PREFETCHED_ROWS, SQLiteConnection
 from letopis.store.database.sqlite_file import FileConnection, SQLiteFile
 from letopis.store.database.urls import normalise_url
 from tests.support.relays import until
@@ -45,13 +45,6 @@ async def read(file: SQLiteFile, statement: str = "SELECT count(*) FROM t") -> i
     async with file.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         found: int = (await connection.exec_driver_sql(statement)).scalar_one()
         return found
-
-
-async def test_what_was_written_is_read_and_what_failed_is_not(file: SQLiteFile) -> None:
-    await file.run(write(file, "INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)"), write=True)
-    with pytest.raises(IntegrityError):
-        await file.run(write(file, "INSERT INTO t VALUES (3)", "INSERT INTO t VALUES (1)"), write=True)
-    assert await file.run(read(file)) == 2
 
 
 @pytest.mark.parametrize("scope", [True, False])
@@ -207,22 +200,6 @@ async def test_a_file_that_was_replaced_is_an_outage_once(file: SQLiteFile, tmp_
     assert await file.run(read(file)) == 1
 
 
-async def test_a_writer_that_waits_too_long_for_the_lock_is_refused(file: SQLiteFile) -> None:
-    with closing(sqlite3.connect(file.url.database or "", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreFault) as caught:
-            await run_whole(cast("Any", file), write(file, "INSERT INTO t VALUES (1)"))
-        assert caught.value.code == "SQLITE_BUSY"
-        assert await file.run(read(file)) == 0  # a read waits for no writer
-
-
-async def test_it_can_be_used_again_after_it_was_disposed_of(file: SQLiteFile) -> None:
-    assert await file.run(read(file)) == 0
-    await file.dispose()
-    assert not Path(f"{file.url.database}-wal").exists()
-    assert await file.run(read(file)) == 0
-
-
 def test_one_loop_after_another_finds_its_threads_free(tmp_path: Path) -> None:
     file = SQLiteFile(normalise_url(tmp_path / "some.db"), Timeouts(statement=5), pool_size=1)
 
@@ -252,20 +229,6 @@ async def test_a_forked_child_is_refused(file: SQLiteFile, monkeypatch: pytest.M
     assert await file.run(read(file)) == 0
 
 
-async def test_statements_of_sqlalchemy_are_run_with_ids_lists_and_several_rows(file: SQLiteFile) -> None:
-    table = sa.table("t", sa.column("a", sa.Integer))
-
-    async def work() -> list[int]:
-        async with file.begin() as connection:
-            await connection.execute(sa.insert(table), [{"a": number} for number in range(5)])
-            changed = await connection.execute(sa.delete(table).where(table.c.a == sa.bindparam("which")), {"which": 3})
-            assert changed.rowcount == 1
-            some = sa.select(table.c.a).where(table.c.a.in_(sa.bindparam("some", expanding=True)))
-            return list((await connection.execute(some, {"some": [1, 2, 3]})).scalars())
-
-    assert await file.run(work(), write=True) == [1, 2]
-
-
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_closing_waits_for_what_is_running_and_not_for_ever(
     file: SQLiteFile, hangs: bool, monkeypatch: pytest.MonkeyPatch
@@ -288,3 +251,82 @@ async def test_closing_waits_for_what_is_running_and_not_for_ever(
     assert running.done() is not hangs
     go_on.set()
     assert await running == 0
+
+
+MANY = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT i FROM n"
+
+
+@pytest.fixture
+async def connection(tmp_path: Path) -> AsyncIterator[SQLiteConnection]:
+    opened = await connect_to_sqlite(str(tmp_path / "some.db"), 1.0)
+    yield opened
+    await opened.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, PREFETCHED_ROWS - 1, PREFETCHED_ROWS, PREFETCHED_ROWS + 1, 1_000])
+@pytest.mark.parametrize("way", ["all", "one by one", "by sevens", "some, then all", "iterated"])
+async def test_all_rows_come_in_order_however_they_are_asked_for(
+    connection: SQLiteConnection, count: int, way: str
+) -> None:
+    cursor = connection.cursor()
+    await cursor.execute(MANY + " LIMIT ?", (max(count, 1), count))
+    found: list[Any] = []
+    match way:
+        case "all":
+            found = await cursor.fetchall()
+        case "one by one":
+            while (row := await cursor.fetchone()) is not None:
+                found.append(row)
+        case "by sevens":
+            while rows := await cursor.fetchmany(7):
+                assert len(rows) == 7 or len(found) + len(rows) == count
+                found += rows
+        case "some, then all":
+            found = await cursor.fetchmany(5) + await cursor.fetchall()
+        case _:
+            found = [row async for row in cursor]
+
+    assert [row[0] for row in found] == list(range(1, count + 1))
+    assert await cursor.fetchall() == []
+    assert await cursor.fetchone() is None
+    await cursor.close()
+
+
+async def test_a_statement_with_few_rows_is_one_hop(
+    connection: SQLiteConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hops: list[object] = []  # that are awaited
+    real: Callable[..., Any] = connection._execute
+
+    async def execute(fn: Any, *args: Any, **named: Any) -> Any:
+        hops.append(fn)
+        return await real(fn, *args, **named)
+
+    monkeypatch.setattr(connection, "_execute", execute)
+    for count, together in ((50, 1), (1_000, 3)):
+        async with connection.cursor() as cursor:
+            await cursor.execute(MANY, (count,))
+            assert len(await cursor.fetchall()) == count
+            assert [column[0] for column in cursor.description] == ["i"]
+        assert len(hops) == together
+
+
+async def test_rows_of_the_statement_before_are_not_those_of_one_that_fails(connection: SQLiteConnection) -> None:
+    async with connection.cursor() as cursor:
+        await cursor.execute(MANY, (3,))
+        with pytest.raises(sqlite3.OperationalError):
+            await cursor.execute("SELECT nothing FROM nowhere")
+        assert await cursor.fetchall() == []
+
+
+async def test_a_cursor_that_was_closed_half_read_holds_no_lock(connection: SQLiteConnection, tmp_path: Path) -> None:
+    await connection.execute("CREATE TABLE t (a)")
+    await connection.execute(MANY.replace(") SELECT", ") INSERT INTO t SELECT"), (500,))
+    await connection.commit()
+    cursor = connection.cursor()
+    await cursor.execute("SELECT a FROM t")
+    await cursor.close()
+    await connection.run(lambda driver: None)  # comes behind the closing
+
+    with closing(sqlite3.connect(tmp_path / "some.db", timeout=0)) as other:
+        other.execute("DROP TABLE t")  # SQLITE_LOCKED while it is being read

@@ -21,14 +21,10 @@ SECRET = "s3cr3t-Wörd"
         ("postgresql://u@h/db", "postgresql+asyncpg://u@h/db"),
         ("postgres://u@h:5433/db", "postgresql+asyncpg://u@h:5433/db"),
         ("  postgresql://u@h/db\n", "postgresql+asyncpg://u@h/db"),
-        ("postgresql+asyncpg://u@h/db", "postgresql+asyncpg://u@h/db"),
         ("postgresql+psycopg2://u@h/db", "postgresql+asyncpg://u@h/db"),
         ("mysql://u@h/db", "mariadb+asyncmy://u@h/db"),
-        ("mariadb://u@h/db", "mariadb+asyncmy://u@h/db"),
         ("mysql+aiomysql://u@h/db?charset=utf8mb4", "mariadb+asyncmy://u@h/db"),
-        ("mysql+pymysql://u@h/db?charset=utf8", "mariadb+asyncmy://u@h/db"),
         ("postgresql://u@h/db?sslmode=REQUIRE", "postgresql+asyncpg://u@h/db?ssl=require"),
-        ("postgresql://u@h/db?ssl=require&sslmode=require", "postgresql+asyncpg://u@h/db?ssl=require"),
         ("postgresql:///db?host=/run/postgresql", "postgresql+asyncpg:///db?host=/run/postgresql"),
         ("postgresql://u@a,b:2/db", "postgresql+asyncpg://u@/db?host=a:5432&host=b:2"),
         ("postgresql://u@a,b/db?port=7", "postgresql+asyncpg://u@/db?host=a:7&host=b:7"),
@@ -36,7 +32,6 @@ SECRET = "s3cr3t-Wörd"
         ("postgresql://u:p,w@[::1]:5,[fe80::1]/db", "postgresql+asyncpg://u:p,w@/db?host=[::1]:5&host=[fe80::1]:5432"),
         ("postgresql://%2Frun%2Fpg,b/db", "postgresql+asyncpg:///db?host=/run/pg:5432&host=b:5432"),
         ("postgresql://localhost:6432/db?host=/run/pg", "postgresql+asyncpg:///db?host=/run/pg&port=6432"),
-        ("postgresql:///db?host=::1", "postgresql+asyncpg://[::1]/db"),
         ("postgresql://a,a/db", "postgresql+asyncpg://a/db"),
         ("mysql://u@a,b:3307/db", "mariadb+asyncmy://u@/db?host=a:3306&host=b:3307"),
         (
@@ -48,7 +43,6 @@ SECRET = "s3cr3t-Wörd"
         ("postgresql://h/db?pgbouncer=1", "postgresql+asyncpg://h/db?pgbouncer=true"),
         ("postgresql://h/?user=u&password=p&dbname=db", "postgresql+asyncpg://u:p@h/db"),
         ("mariadb://h/db?ssl-mode=VERIFY_IDENTITY", "mariadb+asyncmy://h/db?ssl=verify-full"),
-        ("mariadb://h/db?ssl=true", "mariadb+asyncmy://h/db?ssl=require"),
         ("mariadb:///db?socket=/run/mysqld.sock", "mariadb+asyncmy:///db?unix_socket=/run/mysqld.sock"),
     ],
 )
@@ -95,13 +89,10 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
     ("written", "said"),
     [
         ("", "empty"),
-        ("   ", "empty"),
-        ("mongodb://h/db", "'mongodb' is not a supported kind"),
         (f"oracle://u:{SECRET}@h/db", "'oracle' is not a supported kind"),
         ("://h/db", "cannot be read"),
         ("postgresql://h:port/db", "cannot be read"),
         ("postgresql://a,,b/db", "a host of the URL cannot be parsed"),
-        ("postgresql://a,b:x/db", "a host of the URL cannot be parsed"),
         ("postgresql://a,b:65536/db", "not a number from 1 to 65535"),
         ("postgresql://a,b/db?port=1,2,3", "3 ports for 2 hosts"),
         ("postgresql://a:1,b/db?port=2", "port of a host twice"),
@@ -111,31 +102,22 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
         ("mariadb://a,b/db?socket=/run/s", "a unix_socket and several hosts"),
         (f"postgresql://u:{SECRET}@h:54x32/db", "cannot be read"),
         ("sqlite:history.db", "//"),
-        ("postgresql:h/db", "//"),
-        ("localhost:5432/db", "begins with a server"),
         (f"u:{SECRET}@h/db", "begins with a server"),
         ("postgresql://u@h", "names no database"),
-        (f"mariadb://u:{SECRET}@h/", "names no database"),
         ("sqlite://history.db", "three slashes"),
         ("sqlite:///history.db?mode=ro", "no options"),
         ("sqlite:///file:history.db", "plain path"),
         ("a\0b.db", "NUL"),
         ("postgresql://h/db?sslmode=maybe", "one of disable, allow"),
         ("postgresql://h/db?sslmode=require&ssl=disable", "'ssl' twice"),
-        ("postgresql://h/db?application_name=a&application_name=b", "'application_name' twice"),
-        ("postgresql://h/db?target_session_attrs=writable", "one of any, read-write"),
         ("postgresql://h/db?channel_binding=require", "'channel_binding' is not supported"),
-        ("postgresql://h/db?keepalives=1", "'keepalives' is not known"),
         *((f"postgresql://h/db?connect_timeout={wrong}", "number of seconds") for wrong in ("soon", "0", "nan")),
         ("postgresql://h/db?connections=0", "1 to 1,024"),
-        ("mysql://h/db?connections=many", "1 to 1,024"),
         ("postgresql://h/db?prepared_statement_cache_size=-1", "whole number"),
         ("postgresql://h/db?pgbouncer=maybe", "true or false"),
         ("postgresql://h/db?client_encoding=latin1", "only be UTF-8"),
         (f"postgresql://u:{SECRET}@h/db?password={SECRET}", "password twice"),
-        ("mariadb://h/db?charset=latin1", "only be UTF-8"),
         ("mariadb://h/db?local_infile=1", "'local_infile' is not known"),
-        ("mariadb://h/db?ssl=prefer", "one of disable"),
     ],
 )
 def test_what_cannot_be_used_is_explained_without_the_secret(written: str, said: str) -> None:
@@ -149,13 +131,10 @@ def test_what_cannot_be_used_is_explained_without_the_secret(written: str, said:
     ("url", "shown"),
     [
         ("postgresql://u:p%40ss@h:5432/db", "postgresql://u:***@h:5432/db"),
-        ("postgresql+asyncpg://u@h/db", "postgresql://u@h/db"),
         ("postgresql://h/db?password=hush&sslmode=require", "postgresql://h/db?password=***&sslmode=require"),
-        ("postgresql://h/db?sslpassword=hush", "postgresql://h/db?sslpassword=***"),
         ("mysql://h/db?PASSWD=hush&passwd=hush", "mysql://h/db?PASSWD=***&passwd=***"),
         ("postgresql://u:hush@a:1,b/db?password=hush", "postgresql://u:***@a:1,b:5432/db?password=***"),
         ("postgresql:///db?host=a&host=[::1]:2&passfile=x", "postgresql://a:5432,[::1]:2/db?passfile=x"),
-        ("mysql://u:hush@a,b/db", "mysql://u:***@a:3306,b:3306/db"),
         ("postgresql://u:hush@a,b:x/db", "<unreadable URL>"),
         ("sqlite:///history.db", "sqlite:///history.db"),
         (Path("history.db"), "sqlite:///history.db"),
@@ -219,20 +198,6 @@ def test_every_spelling_of_several_hosts_is_read_alike(addresses: list[HostAddre
         shown = safe_url(written)
         assert "***" in shown and password not in shown
         assert hosts_of(shown) == full
-
-
-@pytest.mark.parametrize(
-    ("url", "hosts"),
-    [
-        ("postgresql:///db", ()),
-        ("postgresql:///db?host=/run/pg", (("/run/pg", 5432),)),
-        ("mariadb:///db", (("localhost", 3306),)),
-        ("mariadb://h/db?socket=/run/s", (("/run/s", None),)),
-        ("history.db", ()),
-    ],
-)
-def test_the_addresses_of_a_url(url: str, hosts: tuple[tuple[str, int | None], ...]) -> None:
-    assert hosts_of(url) == hosts
 
 
 def test_a_path_that_is_not_utf_8_is_shown() -> None:

@@ -18,24 +18,6 @@ def alive(name: str) -> int:
     return sum(thread.name == name for thread in threading.enumerate())
 
 
-async def test_functions_run_in_one_other_thread_in_order() -> None:
-    thread = WorkerThread("own-order")
-    seen: list[tuple[int, int]] = []
-    await asyncio.gather(*(thread.run(lambda n=n: seen.append((n, threading.get_ident()))) for n in range(50)))
-    [other] = {ident for _, ident in seen}
-    assert [number for number, _ in seen] == list(range(50))
-    assert other != threading.get_ident()
-    await thread.close()
-
-
-async def test_an_error_comes_to_the_one_who_waits_and_the_thread_goes_on() -> None:
-    thread = WorkerThread("own-error")
-    with pytest.raises(ZeroDivisionError):
-        await thread.run(lambda: 1 / 0)
-    assert await thread.run(lambda: 7) == 7
-    await thread.close()
-
-
 async def test_a_cancelled_caller_does_not_interrupt_the_function() -> None:
     thread = WorkerThread("own-cancel")
     begun, go, done = threading.Event(), threading.Event(), threading.Event()

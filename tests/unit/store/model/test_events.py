@@ -186,12 +186,6 @@ def test_an_event_is_made_of_what_was_said() -> None:
     assert (custom.type, custom.data, custom.event_id.version) == ("custom.paid", {"n": 1}, 7)
 
 
-@pytest.mark.parametrize("what", ["text", None, {"role": "user"}, 5])
-def test_what_is_no_event_is_refused(what: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"event|append"):
-        Event.of(what, conversation_id="chat-1")
-
-
 @pytest.mark.parametrize(
     "moment",
     [

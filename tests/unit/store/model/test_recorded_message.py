@@ -1,14 +1,13 @@
 """A message whose fields are made when they are read is the message that was made at once."""
 
-import copy
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 from uuid import uuid4
 
 import orjson
 import pytest
 
-from letopis import Message, RecordedMessage, Saved
+from letopis import Message, RecordedMessage
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.row_mapping import plain_messages
 from letopis.store.model.events import from_microseconds
@@ -53,27 +52,6 @@ def test_each_field_is_that_of_a_message_made_at_once(message: Message) -> None:
         assert type(found) is type(getattr(expected, field.name)), field.name
     assert of_row(message) == expected
     assert repr(of_row(message)) == repr(expected)
-
-
-@either
-def test_a_field_is_made_once(message: Message) -> None:
-    found = of_row(message)
-    assert found.message is found.message
-    found.saved = Saved.PENDING
-    assert found.saved is Saved.PENDING
-
-
-@either
-@pytest.mark.parametrize("copied", [copy.copy, replace])
-def test_a_copy_is_equal(message: Message, copied: Any) -> None:
-    assert copied(of_row(message)) == made_at_once(message)
-
-
-@either
-def test_a_name_that_is_no_field_is_an_attribute_error(message: Message) -> None:
-    with pytest.raises(AttributeError, match="'RecordedMessage' object has no attribute 'contents'"):
-        _ = of_row(message).contents  # type: ignore[attr-defined]
-    assert not hasattr(made_at_once(message), "_row")
 
 
 @pytest.mark.parametrize("text", ['{"content":"a"', "[1]", "", '{"content":"a","message_id":"m","role":"user"}x'])

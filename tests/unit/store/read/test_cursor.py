@@ -64,14 +64,6 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read(later)
 
 
-def test_what_the_reader_refuses_is_refused_in_the_same_way() -> None:
-    def refuse(*_: Any) -> None:
-        raise InvalidInput("conversation_id", "must not be empty")
-
-    with pytest.raises(InvalidInput, match=r"^after: "):
-        PLACES.decode(PLACES.encode(1), refuse)
-
-
 @pytest.mark.parametrize("values", [(), (1,), (1, ""), (1, 2), ("1", "c"), (True, "c"), (2**63, "c"), (1, "c", 0)])
 def test_what_is_no_place_of_a_conversation_is_refused(values: tuple[Any, ...]) -> None:
     assert read_conversations_cursor(conversations_cursor(-5, "c")) == (-5, "c")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.file.pending_probe import NO_EVENTS, UNKNOWN_PROGRESS, PendingProbe
 from letopis.store import ConversationStore, Message
 from letopis.store.model import event_types as words
 from letopis.store.model.events import NO_UPCASTERS
@@ -107,12 +106,3 @@ async def test_it_says_what_the_reader_of_a_server_says_while_a_mark_waits(
             break
         steps += 1
     assert steps > 3
-
-
-def test_a_glance_makes_no_file_and_says_that_it_knows_nothing(tmp_path: Path) -> None:
-    probe = PendingProbe(tmp_path / "missing.db")
-    assert probe.lookup("chat") == UNKNOWN_PROGRESS
-    assert not (tmp_path / "missing.db").exists()
-    probe.close()
-    assert probe.lookup("chat") == UNKNOWN_PROGRESS
-    assert NO_EVENTS.known

@@ -5,10 +5,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 
-from letopis.store import Event, HistoryDiverged, InvalidInput, Message, SequenceGap
-from letopis.store.database.schema import conversations, messages
+from letopis.store import Event, HistoryDiverged, InvalidInput, Message
 from letopis.store.model import event_types as words
 from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.events import NO_UPCASTERS
@@ -22,10 +20,10 @@ from letopis.store.rules.apply_plan import (
     compare_with_head,
     select_new,
 )
-from letopis.store.rules.decoding import decode_events, put_back, target_ids
+from letopis.store.rules.decoding import decode_events, put_back
 from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import Projected, conflicts_of_shown, project_events
-from letopis.store.rules.reducer import PROJECTION_RULES, ConversationState
+from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 
 ORIGIN, OTHER = UUID(int=1), UUID(int=2)
@@ -63,11 +61,6 @@ def test_a_delivery_is_parted_at_the_head(first: int, last: int, head: int, know
     compared = compare_with_head(lane(last - first + 1, first), head)
     assert sequences(compared.known) + sequences(compared.fresh) == list(range(first, last + 1))
     assert len(compared.known) == known
-
-
-def test_a_gap_says_where_to_go_on() -> None:
-    with pytest.raises(SequenceGap, match="rewind to 4"):
-        compare_with_head(lane(2, 5), 3)
 
 
 def compared(count: int = 3) -> ComparedLane:
@@ -128,45 +121,9 @@ def delivered(*what: Message | words.Body | Event) -> tuple[SequencedEvent, ...]
     return tuple(SequencedEvent(sequence=number, event=encoded(one)) for number, one in enumerate(what, start=1))
 
 
-def test_the_messages_to_look_up_are_those_that_may_change() -> None:
-    items = decode_events(
-        delivered(
-            Message.user("x", id="a"),
-            words.MessageEdited(message_id="b", content="x"),
-            words.MessageSent(message_id="c"),
-            words.MessageFailed(message_id="c"),
-            words.CustomEvent(name="x", data={"message_id": "d"}),
-        ),
-        NO_UPCASTERS,
-    )
-
-    assert target_ids(items) == {"b", "c"}
-
-
 def row(version: int = 0, *, new: bool = True) -> ConversationRow:
     tally = ConversationState(version=version, created_at=0, updated_at=0)
     return ConversationRow(partition=0, conversation_id=CHAT, conversation=tally, new=new)
-
-
-def test_stored_messages_are_changed_and_those_that_stay_are_left_out() -> None:
-    def old(version: int, message_id: str) -> MessageRow:
-        text = {"content_version": version, "delivery_version": None, "role": "user", "state": "appended"}
-        return MessageRow(version=version, message_id=message_id, **text)
-
-    edited, failed = words.MessageEdited(message_id="a", content="x"), words.MessageFailed(message_id="a")
-    events = delivered(edited, failed, words.MessageSent(message_id="nobody"), Message.user("again", id="a"))
-    projected = project_events(
-        row(4, new=False), decode_events(events, NO_UPCASTERS), [old(1, "a"), old(2, "b"), old(3, "a")]
-    )
-
-    assert [
-        (message.version, message.content_version, message.delivery_version, message.state, message.new)
-        for message in projected.messages
-    ] == [
-        (1, 5, 6, "failed", False),
-        (3, 5, 6, "failed", False),
-        (8, 8, None, "appended", True),
-    ]
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -188,62 +145,6 @@ def test_new_content_of_a_redacted_message_is_in_conflict(back: bool) -> None:
     projected = project_events(row(3, new=False), items, [known])
 
     assert projected.superseded == {4: Conflict(expected=0, actual=3, erased="message")}
-
-
-@pytest.mark.parametrize(
-    ("late", "kept"),
-    [
-        (words.MessageEdited(message_id="a", content="late"), False),
-        (words.MessageSent(message_id="a", file_path="late"), False),
-        (words.MessageFailed(message_id="a", reason="late"), False),
-        (words.MessageEdited(message_id="b", content="late"), True),
-        (Message.user("late", id="a"), True),  # a new message, which happens to have the id
-    ],
-)
-def test_what_comes_after_a_redaction_is_stripped(late: Message | words.Body, kept: bool) -> None:
-    said = (Message.user("tea", id=name) for name in "ab")
-    items = decode_events(delivered(*said, words.MessageRedacted(message_id="a"), late), NO_UPCASTERS)
-    assert ("late" in project_events(row(), items).events[-1].data) is kept
-
-
-def named(table: sa.Table, row: tuple[Any, ...]) -> dict[str, Any]:
-    """A row by the names of the columns, without those that are null."""
-    return {name: value for name, value in zip(table.columns.keys(), row, strict=True) if value is not None}
-
-
-def test_rows_stand_in_the_order_of_the_columns() -> None:
-    started = words.ConversationStarted(owner_id="42", title="t")
-    items = decode_events(delivered(started, Message.tool("x", id="m", author="7")), NO_UPCASTERS)
-    projected = project_events(row(), items)
-    projected.row.number = 3
-
-    assert named(conversations, projected.row.as_row()) == {
-        "partition": 0,
-        "conversation_id": CHAT,
-        "owner_id": "42",
-        "number": 3,
-        "title": "t",
-        "state": "active",
-        "version": 2,
-        "message_count": 1,
-        "tokens": 0,
-        "inherits": 0,
-        "retained": 0,
-        "trimmed": 0,
-        "created_at": 0,
-        "updated_at": items[1].delivery.event.occurred_at,
-        "rules": PROJECTION_RULES,
-    }
-    assert named(messages, projected.messages[0].as_row(5, CHAT)) == {
-        "partition": 5,
-        "conversation_id": CHAT,
-        "version": 2,
-        "message_id": "m",
-        "content_version": 2,
-        "role": "tool",
-        "state": "appended",
-        "author": "7",
-    }
 
 
 @pytest.mark.parametrize(

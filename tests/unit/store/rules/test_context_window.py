@@ -91,33 +91,6 @@ class TestLimits:
         assert found.tokens == (sum(map(words, found.messages)) if "count" in limits else None)
 
     @pytest.mark.parametrize(
-        ("last", "expected", "begins_inside"),
-        [(5, "m0 m1 m2 m3 m4", False), (4, "m0 m2 m3 m4", True), (3, "m0 m4", True), (1, "m0", False)],
-    )
-    def test_where_the_last_turn_does_not_fit_the_window_begins_inside_of_it(
-        self, last: int, expected: str, begins_inside: bool
-    ) -> None:
-        answer = ("assistant", calls("a")), ("tool", (ToolResult("a", 1),)), ("assistant", "x")
-        found = window(log(("system", "s"), ("user", "long long"), *answer), last=last)
-        assert (told(found), found.begins_inside, found.complete) == (expected.split(), begins_inside, last == 5)
-
-    @pytest.mark.parametrize(
-        ("roles", "limits", "expected"),
-        [
-            ("user assistant tool assistant", {"last": 2}, "m3"),
-            ("user assistant tool assistant", {"last": 3}, "m1 m2 m3"),
-            ("user tool", {"last": 1}, ""),
-            ("assistant user assistant", {"turns": 1}, "m1 m2"),
-            ("assistant user assistant", {"turns": 2}, "m0 m1 m2"),
-            ("assistant assistant", {"turns": 1}, "m0 m1"),
-        ],
-    )
-    def test_a_window_begins_with_no_tool_message_and_what_is_said_before_the_first_user_is_a_turn(
-        self, roles: str, limits: dict[str, int], expected: str
-    ) -> None:
-        assert told(window(log(*((role, "x") for role in roles.split())), **limits)) == expected.split()
-
-    @pytest.mark.parametrize(
         ("limits", "field"),
         [
             *(({"last": 0}, "last"), ({"last": "5"}, "last"), ({"turns": -1}, "turns")),
@@ -135,16 +108,6 @@ class TestLimits:
         with pytest.raises(InvalidInput, match="system messages at the beginning alone are 2"):
             window(messages, last=1)
         assert told(window(messages, last=1, keep_system=False)) == ["m2"]
-
-    def test_the_counter_is_asked_about_no_more_than_the_window_needs(self) -> None:
-        asked: list[str] = []
-
-        def count(message: Message) -> int:
-            asked.append(message.id)
-            return 1
-
-        window(log(*[("user", "u")] * 1000), tokens=3, count=count)
-        assert asked == ["m999", "m998", "m997", "m996"]
 
     def test_recorded_tokens_count_only_where_the_caller_says_so(self) -> None:
         messages = [Message.user("a b c", tokens=1, id="1"), Message.assistant("d e", id="2")]
@@ -244,10 +207,6 @@ class TestPath:
         found = window(messages)
 
         assert told(found) == ["m1", "m5", "?a"]
-
-    def test_an_interrupted_message_is_in_and_says_so(self) -> None:
-        found = window([recorded(replace(said("assistant", "I was ab", 1), status="interrupted"), 1)])
-        assert [one.status for one in found.messages] == ["interrupted"]
 
 
 # Any log: calls and results of a few ids, so that they are reused, doubled, early, late and missing.
@@ -411,16 +370,6 @@ class TestReading:
         assert found == window(self.LONG, **limits)
         assert found.messages[0].text == "be kind"
         assert sum(asked) <= 2 * MIN_PAGE_SIZE
-
-    async def test_the_beginning_is_not_read_where_nobody_wants_it(self) -> None:
-        asked: list[int] = []
-        found = await read_context(pages(self.LONG, asked=asked), WindowBudget(last=20, keep_system=False))
-        assert (len(found.messages), asked) == (20, [MIN_PAGE_SIZE])
-
-    async def test_system_messages_on_the_first_page_back_are_not_counted_twice(self) -> None:
-        messages = stored(*[("system", "s")] * 40, *[("user", "u")] * 40)
-        found = await read_context(pages(messages), WindowBudget(tokens=80, count=lambda _: 1))
-        assert (found.complete, len(found.messages)) == (True, 80)
 
     async def test_a_result_a_little_before_its_call_is_found_beyond_the_window(self) -> None:
         early = ("tool", (ToolResult("a", "early"),))

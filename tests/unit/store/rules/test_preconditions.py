@@ -137,12 +137,6 @@ def test_a_condition_that_is_none_is_told_and_never_raises(value: Any) -> None:
     assert Conflict.of({SUPERSEDED_KEY: value}) is None or isinstance(value, dict)
 
 
-def test_there_is_none_where_there_is_none() -> None:
-    assert Precondition.of({}) is None
-    assert Conflict.of({}) is None
-    assert Conflict.of({SUPERSEDED_KEY: LATE.to_data()}) == LATE
-
-
 Speech = list[tuple[int, UUID, str, Precondition | None]]
 
 
@@ -224,23 +218,6 @@ def test_the_verdicts_do_not_hang_on_how_the_events_are_parted(
         left = left[size:]
 
     assert parted.verdicts == looked_up.verdicts == whole.verdicts
-
-
-@settings(max_examples=200)
-@given(speeches(), st.data())
-def test_a_turn_wins_or_loses_as_a_whole_whoever_comes_in_between(
-    speech: tuple[Sequence[str], Speech], data: st.DataObject
-) -> None:
-    before, said = speech
-    log = Log(before)
-    for event in said:
-        log.deliver([event])
-        log.rivals(data.draw(st.lists(st.sampled_from(TYPES), max_size=1)))
-
-    leaders = {event_id: sequence for sequence, event_id, _, _ in said}
-    for sequence, _, _, expects in said:
-        if expects is not None and expects.batch_id is not None:
-            assert log.verdicts.get(sequence) == log.verdicts.get(leaders[expects.batch_id])
 
 
 @pytest.mark.parametrize("type_name", sorted(TURN_TYPES))

@@ -31,11 +31,6 @@ def test_the_first_rule_that_matches_counts(owner: str | None, tags: tuple[str, 
     assert getattr(RULES.rule_for(owner, tags), "name", None) == name
 
 
-def test_the_default_has_the_values_beside_the_rules() -> None:
-    assert (RULES.default.max_age, RULES.default.max_messages) == (30 * SECONDS_PER_DAY, 100)
-    assert RULES.default.archived_max_age is None
-
-
 def test_each_age_is_looked_at_once() -> None:
     day = SECONDS_PER_DAY
     assert RULES.ages == (0, day // 2, 10 * day, 30 * day)
@@ -80,10 +75,3 @@ def test_what_makes_no_sense_is_refused(field: str, wrong: Any) -> None:
 def test_a_rule_names_an_owner_or_a_tag_that_can_exist(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         RetentionRule(**values)
-
-
-def test_a_hundred_rules_are_taken_and_no_more() -> None:
-    rules = tuple(RetentionRule(tag=f"t{number}") for number in range(MAX_RULES + 1))
-    assert len(ContentRetention(rules=rules[:-1]).rules) == 100
-    with pytest.raises(InvalidInput, match="at most 100"):
-        ContentRetention(rules=rules)

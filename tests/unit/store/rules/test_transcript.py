@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis.outbox import History
-from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import Conversation, Delivery, InvalidInput, Message, RecordedMessage, Saved
 from letopis.store.model.conversations import Reaction
 from letopis.store.model.parts import Data, File, Reasoning, Text, ToolCall, ToolResult, UnknownPart
-from letopis.store.rules.transcript import _RUSSIAN, BRIEF, clean, file_name, transcript
+from letopis.store.rules.transcript import BRIEF, clean, file_name, transcript
 from tests.support.paths import ROOT
 
 WHEN = datetime(2026, 1, 31, 22, 58, tzinfo=UTC)
@@ -153,23 +152,6 @@ class TestText:
         with pytest.raises(InvalidInput, match=rf"^{field}: "):
             transcript(TEA, EXAMPLE, **{field: value})
 
-    @pytest.mark.parametrize("state", ["archived", "deleted"])
-    def test_every_word_around_the_messages_is_there_in_russian(self, state: Any) -> None:
-        one = replace(TEA, state=state, title=None)
-        everything = [
-            *EXAMPLE,
-            said("system", (Data(1), UnknownPart({})), 8, on_path=False, reactions=(Reaction(key="x"),)),
-            said("user", "", 9, saved=Saved.BLOCKED, superseded=True),
-            said("user", "", 99, saved=Saved.BLOCKED),
-            said("developer", "Be brief.", 100),
-        ]
-        of_days = [replace(EXAMPLE[0], occurred_at=WHEN + timedelta(days=3)), EXAMPLE[1]]
-        text = transcript(one, everything, locale="ru", whole=False) + transcript(one, [], locale="ru")
-        text += transcript(one, of_days, locale="ru")
-
-        left = {_RUSSIAN["archived"], _RUSSIAN["deleted"]} - {_RUSSIAN[state]}
-        assert {head for words in _RUSSIAN.values() if (head := words.split("{")[0].strip()) not in text} <= left
-
 
 class TestDeception:
     def test_a_message_cannot_pass_for_another_one(self) -> None:
@@ -272,16 +254,3 @@ class TestCommand:
         assert out.count("12:00  User") == 60
         assert out.endswith("    слово 59\n")
         assert (plain.code, plain.out.count("слово")) == (0, 50)
-
-    def test_a_part_of_it_says_so(self, letopis: Any) -> None:
-        self.said(letopis, 3)
-        code, out, err = letopis("history", "show", "c1", "--transcript", "--last", "2")
-        assert code == 0
-        assert "(Earlier messages may be missing here.)" in out
-        assert "слово 0" not in out
-        assert "--before" in err
-
-    def test_not_with_json_and_not_of_nothing(self, letopis: Any) -> None:
-        self.said(letopis, 1)
-        assert letopis("history", "show", "c1", "--transcript", "--json")[0] == 2
-        assert letopis("history", "show", "c2", "--transcript")[:2] == (Exit.NOTHING, "")

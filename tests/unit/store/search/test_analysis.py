@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from letopis.store import InvalidInput
 from letopis.store.read.paging import CursorCodec
 from letopis.store.search.analysis import GENERATION, Word, scope_code, word_of, word_spans, words
-from letopis.store.search.query import Match, Query, match, parse
+from letopis.store.search.query import Match, match, parse
 from letopis.store.search.results import MAX_SNIPPET_LENGTH, SearchPosition, marked_pieces, snippet
 
 # Words of the index: a change to one of these is another generation. Their stems.
@@ -36,17 +36,14 @@ def texts(text: str) -> list[str]:
     [
         ("Ёжик, ЁЖ и еж!", ["ежик", "еж", "и", "еж"]),
         ("отве́т и и́скра", ["ответ", "и", "искра"]),
-        ("йод Йод и\u0306од", ["йод", "йод", "йод"]),
         ("Її ўсё", ["її", "ўсе"]),
         ("Café naïve CAFE\u0301", ["cafe", "naive", "cafe"]),
         ("Straße STRASSE", ["strasse", "strasse"]),
-        ("ﬁne x² Ⅷ", ["fine", "x2", "viii"]),
         ("со\u00adоб\u200bще\u2060ние", ["сообщение"]),
         ("don't e-mail a.b_c snake_case", ["don", "t", "e", "mail", "a", "b", "c", "snake", "case"]),
         ("5л 3.14 v2", ["5л", "3", "14", "v2"]),
         ("你好吗 ok", ["你", "好", "吗", "ok"]),
         ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
-        ("🦔 !!! ... \t\n", []),
         ("", []),
     ],
 )
@@ -132,27 +129,19 @@ def test_threads_do_not_disturb_each_others_stems() -> None:
         ('"ответы мои"', "Вот мои ответы", None),
         ('"мои ответы"', "мои новые ответы", None),
         ("«мои ответы»", "мои новые ответы", None),
-        ("“мои ответы”", "мои ответы", ["мои", "ответы"]),
         ("e-mails", "an e mail, an E-Mail", ["e", "mail", "E", "Mail"]),
-        ("e-mail", "mail e", None),
         ("ответ -вопрос", "ответ", ["ответ"]),
         ("ответ -вопрос", "ответ на вопросы", None),
         ('ответ -"вопрос"', "ответ на вопросы", ["ответ"]),
         ('ответ -"на вопрос"', "ответ на вопрос", None),
-        ("ответ - вопрос", "ответ и вопрос", ["ответ", "вопрос"]),
         ("ответ-вопрос", "ответ, вопрос", ["ответ", "вопрос"]),
         ("--вопрос ответ", "ответ", ["ответ"]),
         ("ответ OR вопрос", "ответ", None),
-        ("answer AND question", "answer and question", ["answer", "and", "question"]),
         ("NEAR(answer)", "near answers", ["near", "answers"]),
         ("ответ*", "ответ", ["ответ"]),
         ("отв*", "ответ", None),
-        ('ответ "', "ответ", ["ответ"]),
         ('"ответ', "ответы", ["ответы"]),
-        ("a a a", "a b", ["a"]),
-        ("ежик", "ЁЖИК", ["ЁЖИК"]),
         ("你好", "说你好吗", ["你", "好"]),
-        ("你吗", "说你好吗", None),
     ],
 )
 def test_what_a_query_finds(query: str, text: str, expected: list[str] | None) -> None:
@@ -173,11 +162,6 @@ def test_what_a_query_finds(query: str, text: str, expected: list[str] | None) -
 def test_what_is_no_query_is_refused(query: object, reason: str) -> None:
     with pytest.raises(InvalidInput, match=rf"^query: .*{reason}"):
         parse(query)
-
-
-def test_the_bounds_of_a_query_are_inside() -> None:
-    assert len(parse("a b " * 16).wanted) == 2
-    assert parse("x" * 1_000).wanted[0].words[0].exact == "x" * 1_000
 
 
 @given(st.text(max_size=80))
@@ -246,10 +230,6 @@ def test_a_snippet_of_anything_keeps_its_marks(start: str, end: str, length: int
     assert all(word_of(shown.text[a:b]).stem in ("ответ", "вопрос") for a, b in shown.marks)
 
 
-def test_a_match_without_marks_still_shows_something() -> None:
-    assert snippet("a" * 500, Match(marks=(), terms=(), score=0.5)).text.endswith("…")
-
-
 def test_a_place_comes_back_as_it_was_and_is_short() -> None:
     place = SearchPosition(bounds={0: 50_000, 7: 3}, shown={0: frozenset({1, 49_999, 17}), 7: frozenset({3})})
     many, scattered = (
@@ -275,5 +255,34 @@ def test_what_is_no_place_is_refused(cursor: object) -> None:
         SearchPosition.from_cursor(cursor)
 
 
-def test_a_query_is_a_value() -> None:
-    assert parse("a b") == parse(" a  b ") == Query(parse("a b").wanted)
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+WAVE = "\U0001f44b\U0001f3fd"
+ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+HYPHENATED = "kino\u00adleh\u00adrer"
+
+
+def shown(text: str, word: str) -> str:
+    found = match(parse(word), text)
+    assert found is not None
+    return snippet(text, found).text
+
+
+@pytest.mark.parametrize("whole", [FAMILY, WAVE, ENGLAND, "e\u0301", "\u2764\ufe0f", HYPHENATED, "\u0646\u200c\u0645"])
+def test_what_is_invisible_and_joins_stays(whole: str) -> None:
+    assert shown(f"{whole} tea\u202e\tgreen\n{whole}", "tea") == f"{whole} tea  green {whole}"
+
+
+def test_a_mark_covers_a_word_with_soft_hyphens() -> None:
+    found = match(parse("kinolehrer"), f"der {HYPHENATED} kommt")
+    assert found is not None
+    cut = snippet(f"der {HYPHENATED} kommt", found)
+    assert [cut.text[start:end] for start, end in cut.marks] == [HYPHENATED]
+
+
+@pytest.mark.parametrize("one", [FAMILY, WAVE, ENGLAND, "e\u0301"])
+@pytest.mark.parametrize("shift", range(7))
+def test_it_is_not_cut_inside_what_is_joined(one: str, shift: int) -> None:
+    text = "x" * shift + one * 100 + " tea " + one * 100
+    cut = shown(text, "tea")
+    assert len(cut) <= MAX_SNIPPET_LENGTH + 2
+    assert cut.strip("\u2026").replace(one, "").strip("x") == " tea "

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letopis import InvalidInput, Message, RecordedMessage
+from letopis import Message, RecordedMessage
 from letopis.outbox.transfer.importer import check
 from letopis.store.model.codec import decode, encode
 from letopis.store.model.events import from_microseconds
@@ -107,11 +107,6 @@ def test_line_ends_a_mark_at_the_start_and_blank_lines_are_passed_over() -> None
     assert [(line.number, line.message.id) for line in found] == [(1, "1"), (4, "2")]
 
 
-def test_the_rest_goes_on_after_a_line_that_is_refused() -> None:
-    found = lines_of(b'{"role": \n' + jsonl(MINIMAL) + b"7\n" + jsonl(MINIMAL))
-    assert [(type(line), line.number) for line in found] == [(Refused, 1), (Line, 2), (Refused, 3), (Line, 4)]
-
-
 def test_a_line_that_is_too_long_is_read_past() -> None:
     long = jsonl(MINIMAL | {"content": "x" * 300_000})
     first, second = lines_of(long + jsonl(MINIMAL), max_line_bytes=1000)
@@ -130,10 +125,8 @@ def test_the_longest_line_is_counted_without_its_end(spare: int, end: bytes) -> 
 REFUSED: dict[str, tuple[bytes | str, str]] = {
     "no JSON": ("hello", "line: is not JSON at character 1"),
     "cut off": ('{"conversation_id": "c1", "role": "user", "content": "h', "line: is not JSON"),
-    "two objects": ("{} {}", "line: is not JSON"),
     "an array": ("[1]", "line: must be a JSON object, not list"),
     "NaN": (changed(metadata={"a": float("nan")}), "line: has NaN"),
-    "infinity": (changed(metadata={"a": float("-inf")}), "line: has -Infinity"),
     "a number that is too large": (b'{"conversation_id":"c","role":"user","content":"","tokens":1e999}', "tokens"),
     "a float beyond doubles": (
         b'{"conversation_id":"c","role":"user","content":"","metadata":{"a":1e999}}',
@@ -148,22 +141,14 @@ REFUSED: dict[str, tuple[bytes | str, str]] = {
     "deep and whole": (changed(metadata=json.loads('{"a":' * 80 + "1" + "}" * 80)), "is nested too deep"),
     "not UTF-8": (b'{"conversation_id": "\xff"}', "line: is not UTF-8 at byte 22"),
     "UTF-16": ("{}".encode("utf-16"), "line: is UTF-16"),
-    "a mark inside": (b" \xef\xbb\xbf{}", "line: is not JSON"),
     "a key twice": (b'{"role":"user","role":"system"}', "role: is given twice"),
     "a key twice, deep": (changed()[:-1] + b',"metadata":{"x":{"k":1,"k":2}}}', "k: is given twice"),
     "another key": (changed(text="hi"), "text: is not a key of a line"),
-    "a key of control characters": (changed(**{"\x1b[2J": 1}), "'\\x1b[2J': is not a key of a line"),
     "no conversation": (b'{"role":"user","content":"hi"}', "conversation_id: is missing"),
-    "no role": (b'{"conversation_id":"c1","content":"hi"}', "role: is missing"),
-    "no content": (b'{"conversation_id":"c1","role":"user"}', "content: is missing"),
     "content null, of a user": (changed(content=None), "content: of a user message must be text or parts"),
-    "conversation a number": (changed(conversation_id=7), "conversation_id: must be a string"),
-    "conversation empty": (changed(conversation_id=""), "conversation_id: must not be empty"),
     "conversation too long": (changed(conversation_id="x" * 256), "conversation_id: has 256 characters"),
     "conversation with a line feed": (changed(conversation_id="a\nb"), "conversation_id: has a control character"),
     "role unknown": (changed(role="bot"), "role: must be one of"),
-    "role a list": (changed(role=["user"]), "role: must be a string"),
-    "content a number": (changed(content=7), "content: must be text or a list of parts"),
     "content a list of text": (changed(content=["hi"]), "content: a part must be an object"),
     "content with NUL": (changed(content="a\0b"), "data.content: has a NUL character"),
     "content with a lone surrogate": (changed(content="\ud800"), "has a lone surrogate"),
@@ -172,19 +157,12 @@ REFUSED: dict[str, tuple[bytes | str, str]] = {
         "bytes of JSON, the limit is",
     ),
     "id empty": (changed(id=""), "id: must not be empty"),
-    "id a number": (changed(id=7), "id: must be a string"),
-    "owner empty": (changed(owner=""), "owner: must not be empty"),
     "owner with a lone surrogate": (changed(owner="\udfff"), "owner: has a lone surrogate"),
-    "name a number": (changed(name=7), "name: must be a string"),
     **{f"tokens {wrong}": (changed(tokens=wrong), "tokens: must be a whole number") for wrong in (-1, 1.5, True)},
     "metadata a list": (changed(metadata=[]), "metadata: must be an object"),
-    "usage text": (changed(usage="7"), "usage: must be an object"),
-    "external_ids a number": (changed(external_ids=7), "external_ids: must be an object"),
     "time a number": (changed(occurred_at=1_700_000_000), "occurred_at: must be a time as text"),
     "time without offset": (changed(occurred_at="2026-01-31T12:00:00"), "occurred_at: has no offset from UTC"),
-    "time a day": (changed(occurred_at="2026-01-31"), "occurred_at: is no RFC 3339 time"),
     "time of nanoseconds": (changed(occurred_at="2026-01-31T12:00:00.123456789Z"), "is finer than a microsecond"),
-    "time that is not": (changed(occurred_at="2026-02-30T12:00:00Z"), "names no day and time that exists"),
     "time in a leap second": (changed(occurred_at="2016-12-31T23:59:60Z"), "names no day and time that exists"),
     "time before the first year": (changed(occurred_at="0001-01-01T00:00:00+14:00"), "names no day and time"),
     "time in other digits": (changed(occurred_at="２０２６-01-31T12:00:00Z"), "is no RFC 3339 time"),
@@ -192,13 +170,11 @@ REFUSED: dict[str, tuple[bytes | str, str]] = {
     "record with two values": (record(bytes="AA=="), "value: "),
     **{f"record of bytes {wrong}": (record("value", bytes=wrong), "bytes: ") for wrong in ("A", 7)},
     **{f"record of {wrong}": (record(record=wrong), "record: ") for wrong in ("42", {"owner": "1", "space": "a"})},
-    "record of nothing known": (record(record={"chat": "42"}), "record: "),
     "record of an owner that is none": (record(record={"owner": "\1"}), "owner: has a control character"),
     "record in a namespace of text": (record(namespace="a"), "namespace: "),
     "record without a namespace": (record("namespace"), "namespace: "),
     "record without a key": (record(key=""), "key: "),
     "record with a tag that is none": (record(tags={"a": 1.5}), "tags"),
-    "record of a day": (record(put_at="today"), "put_at: "),
     "record beyond 64 bits": (record(value=2**64), "value: "),
     "record with a role": (record(role="user"), "role: "),
 }
@@ -214,12 +190,6 @@ def test_no_reason_quotes_what_a_person_said() -> None:
     fields = {"content": f"{secret}\0"}, {"content": [secret]}, {"role": secret}, {"occurred_at": secret}
     lines = [*(changed(**one) for one in (*fields, {"id": f"\x1b{secret}"})), f'{{"content": "{secret}']
     assert [line for line in lines if secret in reason(line)] == []
-
-
-def test_lines_without_an_id_get_the_same_one_at_each_reading() -> None:
-    raw = jsonl(MINIMAL, MINIMAL | {"role": "assistant"}, MINIMAL, MINIMAL | {"conversation_id": "c2"})
-    assert whole(raw) == whole(raw)
-    assert len({line.message.id for line in whole(raw)}) == 4
 
 
 def test_a_line_that_is_mended_later_changes_no_other_id() -> None:
@@ -332,15 +302,3 @@ def test_a_moment_comes_out_as_it_went_in(moment: datetime) -> None:
 def test_one_moment_has_one_spelling_on_its_way_out(moment: str | datetime, expected: str) -> None:
     found = moment if isinstance(moment, datetime) else parse_timestamp(moment, "t")
     assert render_timestamp(found) == expected
-
-
-def test_occurrences_count_each_key_for_itself() -> None:
-    with SeenKeys() as count:
-        for key in (b"a", b"b", b"a"):
-            count.add(key)
-        assert (count.seen(b"a"), count.seen(b"b"), count.seen(b"c")) == (2, 1, 0)
-
-
-def test_parse_moment_names_its_field() -> None:
-    with pytest.raises(InvalidInput, match=r"^occurred_at: "):
-        parse_timestamp("now", "occurred_at")
