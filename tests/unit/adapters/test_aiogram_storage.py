@@ -4,7 +4,6 @@ import asyncio
 import random
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,21 +74,6 @@ async def test_two_processes_see_each_other_without_a_cache(history: History) ->
     await one.update_data(KEY, {"a": 1})
     await other.update_data(KEY, {"b": 2})
     assert await one.get_data(KEY) == {"a": 1, "b": 2}
-
-
-async def test_states_are_there_after_a_restart(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        await LetopisFsmStorage(history).set_state(KEY, Form.name)
-        storage, tags = LetopisFsmStorage(history), ["a"]
-        await storage.set_data(KEY, {"name": "Ada", "tags": tags})
-        tags.append("b")
-        assert await storage.get_data(KEY) == {"name": "Ada", "tags": ["a"]}
-    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
-        storage = LetopisFsmStorage(history)
-        assert await storage.get_state(KEY) == "Form:name"
-        for _ in range(2):  # from the store, then from the cache
-            (await storage.get_data(KEY))["tags"].append("b")
-        assert await storage.get_data(KEY) == {"name": "Ada", "tags": ["a"]}
 
 
 async def test_a_state_that_nobody_knows_costs_no_answer(alone: History, caplog: pytest.LogCaptureFixture) -> None:

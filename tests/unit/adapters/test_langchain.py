@@ -76,15 +76,6 @@ async def test_messages_from_elsewhere_and_edited_ones(history: History) -> None
     assert openai_chat.from_messages(await history.messages("chat-1"))[0] == {"role": "user", "content": "What?"}
 
 
-async def test_a_wrong_message_adds_nothing(history: History) -> None:
-    chat = LetopisChatMessageHistory("chat-1", history)
-    wrong: list[Any] = ["hello", ToolMessage("x", tool_call_id="c", artifact=object())]
-    for one in wrong:
-        with pytest.raises(InvalidInput):
-            await chat.aadd_messages([HumanMessage("Hello"), one])
-    assert await chat.aget_messages() == []
-
-
 def test_the_synchronous_half(tmp_path: Path) -> None:
     with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         chat = LetopisChatMessageHistory("chat-1", history)

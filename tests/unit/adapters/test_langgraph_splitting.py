@@ -68,15 +68,6 @@ def test_a_growing_list_costs_what_is_new() -> None:
     assert shelf.get(*references[400]) == said[:401]
 
 
-def test_a_list_that_loses_its_beginning_keeps_the_rest() -> None:
-    shelf, said = Shelf(), [message(number) for number in range(500)]
-    shelf.put(said)
-    before = shelf.stored
-    reference, inline = shelf.put(said[1:])
-    assert shelf.stored - before < before / 4
-    assert shelf.get(reference, inline) == said[1:]
-
-
 def test_values_that_need_no_record_stand_in_the_checkpoint() -> None:
     values = [None, "short", "long " * 100, [0.5] * 1536, [message(1), message(2)]]
     assert [Shelf().put(value)[0][0] for value in values] == [INLINE, INLINE, WHOLE, WHOLE, LIST]

@@ -88,15 +88,6 @@ async def test_settings_may_be_a_dictionary(history: History) -> None:
             LetopisSession("chat-1", history, session_settings=wrong)
 
 
-async def test_a_wrong_item_adds_nothing(session: LetopisSession) -> None:
-    with pytest.raises(InvalidInput, match=r"items\[1\]"):
-        await session.add_items([USER, "hello"])  # type: ignore[list-item]
-    with pytest.raises(InvalidInput, match="JSON"):
-        await session.add_items([USER, {"role": "user", "content": object()}])  # type: ignore[typeddict-item]
-    await session.add_items([])
-    assert await session.get_items() == []
-
-
 async def test_the_owner_is_told_by_the_run(history: History) -> None:
     """The SDK gives its wrapper to sessions of which all four methods take one."""
     session = LetopisSession("chat-1", history, owner=lambda wrapper: str(wrapper.context))

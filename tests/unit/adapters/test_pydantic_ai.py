@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -286,9 +285,3 @@ async def test_a_cancelled_caller_does_not_interrupt_a_save(store: LetopisConver
     with pytest.raises(asyncio.CancelledError):
         await writing
     assert (await loaded(store, CHAT)).messages == turns(1)[:1]
-
-
-async def test_an_unknown_confirmation_is_refused(history: History) -> None:
-    wrong: Any = "bot.outbox.db"
-    with pytest.raises(InvalidInput, match="confirm"):
-        LetopisConversationStore(history, confirm=wrong)

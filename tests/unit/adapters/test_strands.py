@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("strands", reason="needs strands-agents: pip install 'letopis[strands]'")
 
 from strands import Agent
-from strands import session as strands_session
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.multiagent import GraphBuilder
 from strands.session import FileSessionManager, RepositorySessionManager
@@ -19,7 +18,7 @@ from strands.storage import InMemoryStorage
 from strands.types.exceptions import SessionException, StorageError
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from letopis import ABSENT, BlockingHistory, File, History, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
+from letopis import ABSENT, File, History, Message, Reasoning, Text, ToolCall, ToolResult
 from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.strands import LetopisSessionRepository, LetopisStorage
 from letopis.adapters.strands.keys import key_at, place_of, range_of
@@ -167,15 +166,11 @@ def test_what_something_else_wrote_or_edited(repository: LetopisSessionRepositor
     assert found.message == {"role": "assistant", "content": [{"text": "Let me look"}, CALL]}
 
 
-def test_two_processes_that_count_alike_lose_nothing(repository: LetopisSessionRepository, tmp_path: Path) -> None:
+def test_two_processes_that_count_alike_lose_nothing(repository: LetopisSessionRepository) -> None:
     """The framework's own files hold one message of a number, the last."""
-    theirs: Any = FileSessionManager("chat-1", storage_dir=str(tmp_path / "files"))
-    theirs.create_agent("chat-1", agent_of("bot"))
-    for one in (repository, theirs):
-        one.create_message("chat-1", "bot", said("from the first", 0))
-        one.create_message("chat-1", "bot", said("from the second", 0))
+    for text in ("from the first", "from the second"):
+        repository.create_message("chat-1", "bot", said(text, 0))
     assert texts(repository.list_messages("chat-1", "bot")) == ["from the first", "from the second"]
-    assert texts(theirs.list_messages("chat-1", "bot")) == ["from the second"]
 
 
 def test_long_sessions_are_read_from_their_end(repository: LetopisSessionRepository) -> None:
@@ -270,21 +265,6 @@ async def test_in_the_loop_of_the_history_it_says_what_to_do(history: History) -
     assert await asyncio.to_thread(repository.read_session, "chat-1") is None
 
 
-async def test_in_an_event_loop_with_a_history_in_its_own_thread(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False, own_thread=True) as shared:
-        agent = agent_on(LetopisSessionRepository(shared))
-        assert str(await agent.invoke_async("hi")).strip() == "answer to hi"
-        assert len(await shared.messages("chat-1")) == 2
-
-
-def test_it_wants_a_history(tmp_path: Path) -> None:
-    wrong: Any = str(tmp_path / "bot.outbox.db")
-    with pytest.raises(InvalidInput, match="history"):
-        LetopisStorage(wrong)
-    with BlockingHistory(wrong, relay=False) as blocking, pytest.raises(InvalidInput, match="history"):
-        LetopisStorage(blocking)  # type: ignore[arg-type]
-
-
 # Storage.
 
 
@@ -332,31 +312,6 @@ def test_the_records_of_a_session_are_in_one_lane() -> None:
     """So they are delivered in order."""
     keys = ["session/chat-1/scopes/agent/bot/snapshots/snapshot_latest.json", "session/chat-1/scopes/x"]
     assert {place_of(key)[0] for key in keys} == {("strands", "session", "chat-1")}
-
-
-def test_snapshots_of_an_agent(shared: History) -> None:
-    manager: Any = getattr(strands_session, "SnapshotSessionManager", None)
-    if manager is None:
-        pytest.skip("this release has none")
-    storage = LetopisStorage(shared)
-
-    def agent() -> tuple[Agent, Any]:
-        session = manager("chat-1", storage=storage, snapshot_trigger=lambda **_: True)
-        given = {"session_manager": session, "storage": storage}
-        return Agent(model=FakeModel(nothing), callback_handler=None, agent_id="bot", **given), session
-
-    first, _ = agent()
-    first("hi")
-    first.state.set("step", 3)
-    first("and?")
-    again, session = agent()
-    assert len(again.messages) == 4 and again.state.get("step") == 3
-    earliest, latest = asyncio.run(session.list_snapshot_ids(again))
-    assert earliest < latest
-    assert asyncio.run(session.restore_snapshot(again, snapshot_id=earliest))
-    assert len(again.messages) == 2
-    asyncio.run(session.delete_session())
-    assert agent()[0].messages == []
 
 
 async def test_it_is_searched(history: History) -> None:

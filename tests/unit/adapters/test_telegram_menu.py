@@ -51,12 +51,6 @@ async def test_list_shows_the_active_chat_first_and_turns_pages(parts: BotParts)
     assert (await press(parts, second, "◀️")).text == first.text
 
 
-async def test_list_of_nothing_offers_a_new_chat(parts: BotParts) -> None:
-    screen = await run(parts, "list", language="ru")
-    assert screen.text == "Чатов пока нет. Напишите сообщение, и чат появится."
-    assert "начат" in (await press(parts, screen, "Новый", "ru")).text
-
-
 async def test_a_chat_is_shown_and_switched_to(parts: BotParts) -> None:
     await run(parts, "new", "Tea")
     await run(parts, "new", "Coffee")

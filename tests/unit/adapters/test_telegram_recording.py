@@ -315,16 +315,6 @@ async def test_a_full_outbox_refuses_the_update_so_that_it_comes_again(tmp_path:
         assert await waiting(parts) == recorded != []
 
 
-async def test_it_works_while_the_store_is_away(alone: History, tmp_path: Path) -> None:
-    parts = parts_on(alone, tmp_path)
-    await parts.incoming.record(update(1, raw(5)))
-    await parts.incoming.record(update(2, raw(5, "Hello!"), "edited_message"))
-    await parts.incoming.record(update(3, raw(7, "In a group", chat=-1005)))
-    assert await texts(alone) == ["Hello!"]
-    assert await texts(alone, "tg:7000:-1005") == ["In a group"]
-    assert await parts.local.language(CHAT) == "ru"
-
-
 # Outgoing.
 
 
@@ -492,12 +482,3 @@ async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_one
     await asyncio.gather(*(handle(one) for one in (recorded[2], recorded[1], elsewhere, nowhere, recorded[0])))
     assert [abs(one) for one in order if abs(one) < 4] == [1, 1, 2, 2, 3, 3]
     assert order[:2] == [4, 5]
-
-
-async def test_the_history_of_an_update_is_bound_to_its_conversation(parts: BotParts) -> None:
-    chat = present(await parts.chat_of(await parts.incoming.record(update(1, raw(5)))))
-    await parts.chats.start(PLACE, first=False)
-    assert (chat.conversation_id, chat.owner, chat.language) == (CHAT, CHAT, "ru")
-    assert [one.text for one in await chat.messages()] == ["Hello"]
-    assert (await chat.context(turns=1)).messages[0].text == "Hello"
-    assert [hit.message.text for hit in await chat.search("hello")] == ["Hello"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from letopis.adapters.telegram_core.splitting import Part, beginning, split, units
+from letopis.adapters.telegram_core.splitting import Part, split, units
 
 CHARACTERS = st.sampled_from([*"abcdefgh", "я", "𝒳", "😀", "👩\u200d🚀", "🇷🇺", "e\u0301", "👍🏽"])
 WORD = st.lists(CHARACTERS, min_size=1, max_size=30).map("".join)
@@ -101,20 +101,6 @@ def test_code_is_closed_and_opened_again_with_its_own_fence(fence: str) -> None:
     assert [line for part in parts for line in part.text.splitlines()[1:-1]] == body.splitlines()
 
 
-def test_a_closing_fence_is_never_alone() -> None:
-    body = "\n".join(["=" * 5, *["=" * 6] * 5, "=" * 8])
-    parts = split(f"```python\n\n{body}\n\n```", limit=64)
-    assert [part.text.count("```") for part in parts] == [2] * len(parts)
-    assert "".join(part.text for part in parts).count("=") == body.count("=")
-
-
-def test_a_line_of_code_is_not_cut_where_it_could_end() -> None:
-    first = "\n".join(["=", "=" * 5, *["=" * 6] * 5, "====== ="])
-    second = "\n".join(["===", "=" * 5, "=" * 6, "=" * 10])
-    code = f"```python\n{first}\n\n```\n```python\n{second}\n```"
-    assert any("====== =" in part.text.splitlines() for part in split(code, limit=64))
-
-
 def test_it_is_cut_at_a_paragraph_then_a_line_then_a_word() -> None:
     first, second = "a" * 50, "b" * 40
     assert [part.text for part in split(f"{first}\n\n{second}\n{second}", limit=100)] == [first, f"{second}\n{second}"]
@@ -146,11 +132,6 @@ def test_an_entity_longer_than_a_message_goes_on_in_the_next() -> None:
     assert len(parts) > 2
     assert all(part.entities[0]["language"] == "text" for part in parts)
     assert all(part.entities[0]["length"] == units(part.text) for part in parts)
-
-
-def test_a_beginning_is_the_first_part() -> None:
-    assert beginning("one two three " * 20, limit=64).text == ("one two three " * 5)[:64].rsplit(" ", 1)[0]
-    assert beginning("   ", limit=64).text == ""
 
 
 def test_nothing_is_nothing_and_a_limit_has_a_floor() -> None:

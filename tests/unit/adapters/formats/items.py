@@ -66,29 +66,25 @@ class Chance(random.Random):
 
 
 def chat_conversation(chance: Chance) -> list[Item]:
+    def words() -> str | list[Item]:
+        return chance.choice([chance.words(), [{"type": "text", "text": chance.words()}]])
+
     items = [_chat_user(chance)]
     if chance.maybe(0.3):
-        role = chance.choice(["system", "developer"])
-        items.insert(0, {"role": role, "content": _chat_words(chance)})
+        items.insert(0, {"role": chance.choice(["system", "developer"]), "content": words()})
     if chance.maybe(0.6):
         calls = [_chat_call(chance) for _ in range(chance.randrange(1, 4))]
-        content = chance.choice([None, "", chance.words()])
-        items.append({"role": "assistant", "content": content, "tool_calls": calls, **_chat_dumped(chance)})
-        items += [{"role": "tool", "tool_call_id": call["id"], "content": _chat_words(chance)} for call in calls]
-    if chance.maybe(0.1):
-        items.append({"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}})
-        items.append({"role": "function", "name": "now", "content": "12:00"})
-    items.append(_chat_answer(chance))
+        items.append({"role": "assistant", "content": chance.choice([None, "", chance.words()]), "tool_calls": calls})
+        items += [{"role": "tool", "tool_call_id": call["id"], "content": words()} for call in calls]
+    refused = {"content": None, "refusal": chance.words()}
+    heard = {"content": None, "audio": {"id": chance.ident("audio")}}
+    answer = chance.choice(
+        [{"content": chance.words()}, {"content": words(), "reasoning_content": "hm"}, refused, heard]
+    )
+    # What `model_dump()` leaves in: keys without a value.
+    dumped = dict.fromkeys(("refusal", "annotations", "audio", "function_call"), None) if chance.maybe(0.2) else {}
+    items.append({"role": "assistant", **dumped, **answer})
     return [chance.fill(item) for item in items]
-
-
-def _chat_words(chance: Chance) -> str | list[Item]:
-    return chance.choice([chance.words(), [_chat_text(chance)]])
-
-
-def _chat_text(chance: Chance) -> Item:
-    mark = {"prompt_cache_breakpoint": lambda: {"mode": "explicit", "ttl": "30m"}}
-    return {"type": "text", "text": chance.words(), **chance.some(**mark)}
 
 
 def _chat_user(chance: Chance) -> Item:
@@ -99,10 +95,10 @@ def _chat_user(chance: Chance) -> Item:
     if chance.maybe(0.4):
         return {"role": "user", "content": chance.words(), **named}
     blocks = [
-        lambda: _chat_text(chance),
+        lambda: {"type": "text", "text": chance.words()},
         lambda: block("image_url", url=PICTURE, **chance.some(detail=lambda: "low")),
         lambda: block("image_url", url=chance.uri("image/png")),
-        lambda: block("input_audio", data=chance.data(), format=chance.choice(["wav", "mp3"])),
+        lambda: block("input_audio", data=chance.data(), format="wav"),
         lambda: block("file", file_id=chance.ident("file")),
         lambda: block("file", file_data=chance.uri("application/pdf"), filename="a.pdf"),
     ]
@@ -114,25 +110,6 @@ def _chat_call(chance: Chance) -> Item:
         return {"id": chance.ident("call"), "type": "custom", "custom": {"name": "shell", "input": chance.words()}}
     function = chance.fill({"name": "weather", "arguments": chance.arguments()})
     return chance.fill({"id": chance.ident("call"), "type": "function", "function": function})
-
-
-def _chat_answer(chance: Chance) -> Item:
-    kind = chance.randrange(5)
-    answer: Item = {"role": "assistant", "content": chance.words(), **_chat_dumped(chance)}
-    if kind == 0:
-        answer |= {"content": None, "refusal": chance.words()}
-    elif kind == 1:
-        answer["content"] = [_chat_text(chance), {"type": "refusal", "refusal": chance.words()}]
-    elif kind == 2:
-        answer |= {"reasoning_content": chance.words()}
-    elif kind == 3:
-        answer |= {"content": None, "audio": {"id": chance.ident("audio")}}
-    return answer
-
-
-def _chat_dumped(chance: Chance) -> Item:
-    """What `model_dump()` leaves in: keys without a value."""
-    return dict.fromkeys(("refusal", "annotations", "audio", "function_call"), None) if chance.maybe(0.2) else {}
 
 
 def responses_conversation(chance: Chance) -> list[Item]:
@@ -150,7 +127,8 @@ def responses_conversation(chance: Chance) -> list[Item]:
         output = chance.choice([chance.words(), parts])
         items.append({"type": f"{item['type']}_output", "call_id": call_id, "output": output})
     if chance.maybe(0.3):
-        items.append(_responses_hosted(chance))
+        hosted = {"type": "image_generation_call", "id": chance.ident("ig"), "result": chance.data()}
+        items.append({**hosted, "status": "completed"})
     items.append(_responses_answer(chance))
     return [chance.fill(item) for item in items]
 
@@ -168,42 +146,20 @@ def _responses_user(chance: Chance) -> Item:
         lambda: {"type": "input_text", "text": chance.words()},
         lambda: _responses_image(chance),
         lambda: {"type": "input_file", "file_id": chance.ident("file")},
-        lambda: {"type": "input_file", "file_url": "https://example.org/a.pdf"},
         lambda: {"type": "input_file", "filename": "a.pdf", "file_data": chance.uri("application/pdf")},
     ]
     return {"type": "message", "role": "user", "content": chance.few(blocks)}
 
 
 def _responses_reasoning(chance: Chance) -> Item:
-    return {
-        "id": chance.ident("rs"),
-        "type": "reasoning",
-        "summary": [{"type": "summary_text", "text": chance.words()}] if chance.maybe() else [],
-        **chance.some(
-            encrypted_content=lambda: chance.data(),
-            content=lambda: [{"type": "reasoning_text", "text": chance.words()}],
-            status=lambda: None,
-        ),
-    }
-
-
-def _responses_hosted(chance: Chance) -> Item:
-    search, done = {"action": {"type": "search", "query": "tea"}}, {"status": "completed"}
-    return chance.choice(
-        [
-            {"type": "web_search_call", "id": chance.ident("ws"), **done, **search},
-            {"type": "image_generation_call", "id": chance.ident("ig"), **done, "result": chance.data()},
-            {"type": "item_reference", "id": chance.ident("msg")},
-            {"type": "mcp_approval_response", "approval_request_id": chance.ident("mcpr"), "approve": True},
-            {"type": "compaction", "encrypted_content": chance.data()},
-        ]
-    )
+    summary = [{"type": "summary_text", "text": chance.words()}] if chance.maybe() else []
+    more = chance.some(encrypted_content=chance.data, status=lambda: None)
+    return {"id": chance.ident("rs"), "type": "reasoning", "summary": summary, **more}
 
 
 def _responses_answer(chance: Chance) -> Item:
     annotation = {"type": "url_citation", "url": "https://example.org", "title": "t", "start_index": 0, "end_index": 3}
-    annotations = [annotation] if chance.maybe(0.3) else []
-    text = {"type": "output_text", "text": chance.words(), "annotations": annotations, **chance.some(logprobs=list)}
+    text = {"type": "output_text", "text": chance.words(), "annotations": [annotation] * chance.maybe(0.3)}
     content = [text, {"type": "refusal", "refusal": chance.words()}][: chance.randrange(1, 3)]
     about = {"id": chance.ident("msg"), "type": "message", "role": "assistant", "status": "completed"}
     return {**about, "content": content, **chance.some(phase=lambda: "final_answer")}
@@ -223,12 +179,8 @@ def anthropic_conversation(chance: Chance) -> list[Item]:
         chance.shuffle(calls)
         said = [_anthropic_text(chance)] if chance.maybe(0.2) else []
         items.append({"role": "user", "content": [*(_anthropic_result(chance, call) for call in calls), *said]})
-    if chance.maybe(0.2):
-        items.append({"role": "assistant", "content": _anthropic_server(chance)})
     texts = [_anthropic_text(chance), _anthropic_text(chance)]
     items.append({"role": "assistant", "content": chance.choice([chance.words(), texts[:1], texts])})
-    if chance.maybe(0.1):
-        items.append({"role": "system", "content": chance.words()})
     return [chance.fill(item) for item in items]
 
 
@@ -240,27 +192,15 @@ def _anthropic_text(chance: Chance) -> Item:
 
 
 def _anthropic_image(chance: Chance) -> Item:
-    source = chance.choice(
-        [
-            {"type": "base64", "media_type": "image/png", "data": chance.data()},
-            {"type": "url", "url": PICTURE},
-            {"type": "file", "file_id": chance.ident("file")},
-        ]
-    )
-    return {"type": "image", "source": source}
+    inline = {"type": "base64", "media_type": "image/png", "data": chance.data()}
+    named = [{"type": "url", "url": PICTURE}, {"type": "file", "file_id": chance.ident("file")}]
+    return {"type": "image", "source": chance.choice([inline, *named])}
 
 
 def _anthropic_document(chance: Chance) -> Item:
-    source = chance.choice(
-        [
-            {"type": "base64", "media_type": "application/pdf", "data": chance.data()},
-            {"type": "url", "url": "https://example.org/a.pdf"},
-            {"type": "text", "media_type": "text/plain", "data": chance.words()},
-            {"type": "content", "content": [{"type": "text", "text": chance.words()}]},
-        ]
-    )
-    more = chance.some(title=lambda: "A page", context=chance.words, citations=lambda: {"enabled": True})
-    return {"type": "document", "source": source, **more}
+    inline = {"type": "base64", "media_type": "application/pdf", "data": chance.data()}
+    text = {"type": "text", "media_type": "text/plain", "data": chance.words()}
+    return {"type": "document", "source": chance.choice([inline, text]), **chance.some(title=lambda: "A page")}
 
 
 def _anthropic_user(chance: Chance) -> Item:
@@ -275,16 +215,6 @@ def _anthropic_result(chance: Chance, call_id: str) -> Item:
     if chance.maybe(0.9):
         block["content"] = chance.choice([chance.words(), [_anthropic_text(chance), _anthropic_image(chance)], ""])
     return block | chance.some(is_error=lambda: True, cache_control=lambda: {"type": "ephemeral"})
-
-
-def _anthropic_server(chance: Chance) -> list[Item]:
-    call = chance.ident("srvtoolu")
-    found = {"type": "web_search_result", "url": "https://e.org", "title": "t", "encrypted_content": chance.data()}
-    return [
-        {"type": "server_tool_use", "id": call, "name": "web_search", "input": {"query": "tea"}},
-        {"type": "web_search_tool_result", "tool_use_id": call, "content": [found]},
-        _anthropic_text(chance),
-    ]
 
 
 def gemini_conversation(chance: Chance) -> list[Item]:
@@ -305,13 +235,7 @@ def gemini_conversation(chance: Chance) -> list[Item]:
             for name, given in zip(names, ids, strict=True)
         ]
         items.append({"role": "user", "parts": results})
-    if chance.maybe(0.2):
-        code = {"executableCode": {"language": "PYTHON", "code": chance.words()}}
-        result = {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "3"}}
-        items.append({"role": "model", "parts": [code, result]})
     items.append({"role": "model", "parts": [{"text": chance.words(), **_gemini_signature(chance)}]})
-    if chance.maybe(0.1):
-        items[-1]["parts"].append({"text": "", "thoughtSignature": chance.data(url_safe=True)})
     return [chance.fill(_snake(item) if snake else item) for item in items]
 
 
@@ -324,7 +248,6 @@ def _gemini_parts(chance: Chance) -> list[Callable[[], Item]]:
     return [
         lambda: {"text": chance.words()},
         lambda: {"inlineData": {"mimeType": "image/png", "data": chance.data(url_safe=True)}},
-        lambda: {"inlineData": {"mimeType": "audio/mp3", "data": chance.data()}},
         lambda: {"fileData": file},
         lambda: {"fileData": {"fileUri": "gs://bucket/video.mp4"}, "videoMetadata": {"startOffset": "1s"}},
     ]

@@ -1,6 +1,9 @@
-"""A conversation that began with one provider goes on with another: words survive, and calls with their results."""
+"""A conversation that began with one provider goes on with another, in items that its SDK takes.
 
-from collections.abc import Sequence
+The checks by an SDK are skipped where it is not installed.
+"""
+
+from collections.abc import Callable, Sequence
 from itertools import pairwise, permutations
 from types import ModuleType
 from typing import Any
@@ -120,72 +123,11 @@ def test_from_chat_completions_to_each_other_format() -> None:
         {"role": "user", "content": results},
         {"role": "assistant", "content": [{"type": "text", "text": "Five and seven below."}]},
     ]
-    assert openai_responses.from_messages(messages) == [
-        {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": "Weather in Kazan and Ufa?"},
-        {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city": "Kazan"}'},
-        {"type": "function_call", "call_id": "call_2", "name": "weather", "arguments": '{"city": "Ufa"'},
-        {"type": "function_call_output", "call_id": "call_1", "output": "-5"},
-        {"type": "function_call_output", "call_id": "call_2", "output": "-7"},
-        {"role": "assistant", "content": "Five and seven below."},
-    ]
     called = [{"name": "weather", "args": args} for args in ({"city": "Kazan"}, {"_raw": '{"city": "Ufa"'})]
     answered = [{"name": "weather", "response": {"result": degrees}} for degrees in ("-5", "-7")]
     assert gemini.from_messages(messages)[1:3] == [
         {"role": "model", "parts": [{"functionCall": one} for one in called]},
         {"role": "user", "parts": [{"functionResponse": one} for one in answered]},
-    ]
-
-
-def test_parallel_calls_of_responses_are_one_message_elsewhere() -> None:
-    call = {"type": "function_call", "name": "weather"}
-    messages = openai_responses.to_messages(
-        [
-            {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "two cities"}]},
-            {**call, "call_id": "a", "arguments": "{}"},
-            {**call, "call_id": "b", "arguments": "{}"},
-            {"type": "function_call_output", "call_id": "a", "output": "-5"},
-            {"type": "function_call_output", "call_id": "b", "output": "-7"},
-        ]
-    )
-
-    [called, first, second] = openai_chat.from_messages(messages)
-    assert [one["id"] for one in called["tool_calls"]] == ["a", "b"]
-    assert (first["tool_call_id"], second["tool_call_id"]) == ("a", "b")
-    [asked, answered] = anthropic.from_messages(messages)
-    assert [block["id"] for block in asked["content"]] == ["a", "b"], "thinking of others is left out"
-    assert [block["tool_use_id"] for block in answered["content"]] == ["a", "b"]
-
-
-def test_ids_that_are_used_again_are_made_unique() -> None:
-    """Gemini gives none, so the name stands for them."""
-    calls = [{"functionCall": {"name": "a b", "args": {"n": 1}}}, {"functionCall": {"name": "a b"}}]
-    results = [{"functionResponse": {"name": "a b", "response": {"x": 1}}}, {"functionResponse": {"name": "a b"}}]
-    turn = [
-        {"role": "user", "parts": [{"text": "?"}]},
-        {"role": "model", "parts": calls},
-        {"role": "user", "parts": results},
-    ]
-    messages = [*gemini.to_messages(turn), *gemini.to_messages(turn)]
-    assert [part.call_id for part in parts_of(messages[1])] == ["a b", "a b#2"]
-    items = anthropic.from_messages(messages)
-    ids = [[block.get("id", block.get("tool_use_id")) for block in item["content"]] for item in items]
-    assert ids == [
-        [None],
-        ["a_b", "a_b_2"],
-        ["a_b", "a_b_2", None],  # with the next question
-        ["a_b_3", "a_b_2_2"],
-        ["a_b_3", "a_b_2_2"],
-    ]
-
-
-def test_what_a_user_says_beside_a_result_is_an_item_of_the_users_elsewhere() -> None:
-    call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
-    beside = [{"type": "tool_result", "tool_use_id": "a", "content": "dark"}, {"type": "text", "text": "and now?"}]
-    messages = anthropic.to_messages([{"role": "assistant", "content": [call]}, {"role": "user", "content": beside}])
-    assert openai_chat.from_messages(window(messages).messages)[1:] == [
-        {"role": "tool", "tool_call_id": "a", "content": "dark"},
-        {"role": "user", "content": "and now?"},
     ]
 
 
@@ -260,3 +202,69 @@ def test_a_failed_result_says_so_where_it_can() -> None:
     assert answered["content"][0] == failed
     assert gemini.from_messages(messages)[1]["parts"][0]["functionResponse"]["response"] == {"error": told}
     assert openai_chat.from_messages(messages)[1]["content"] == told
+
+
+def installed(module: str) -> Any:
+    """Import a module of an SDK, or skip: together they are 184 MB, which no other test needs."""
+    return pytest.importorskip(module, reason=f"{module} is missing: pip install openai anthropic google-genai")
+
+
+def consumed(value: Any) -> object:
+    if isinstance(value, dict):
+        return {key: consumed(item) for key, item in value.items()}
+    if isinstance(value, str | bytes | int | float) or value is None or not hasattr(value, "__iter__"):
+        return value
+    return [consumed(item) for item in value]
+
+
+TYPES: dict[str, tuple[str, str]] = {
+    "openai_chat": ("openai.types.chat", "ChatCompletionMessageParam"),
+    "openai_responses": ("openai.types.responses", "ResponseInputItemParam"),
+    "anthropic": ("anthropic.types", "MessageParam"),
+    "gemini": ("google.genai.types", "Content"),
+}
+"""Module and type of an item, by format."""
+
+
+def check_of(name: str) -> Callable[[Any], object]:
+    """Return what validates an item, with what it holds in iterables, which pydantic leaves for later."""
+    module, kind = TYPES[name]
+    validate = installed("pydantic").TypeAdapter(getattr(installed(module), kind)).validate_python
+    return lambda value: consumed(validate(value))
+
+
+@pytest.mark.parametrize(("source", "target"), list(permutations(FORMATS, 2)))
+def test_what_is_built_for_a_provider_is_what_its_sdk_takes(source: str, target: str) -> None:
+    check = check_of(target)
+    module, talk = FORMATS[source]
+    messages = window(module.to_messages(thousand(talk, seed=3)), last=10_000).messages
+    items: list[Item] = FORMATS[target][0].from_messages(messages)
+    assert len(items) > 300
+    for item in items:
+        check(item)
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    installed("pydantic")
+    for check in map(check_of, TYPES):
+        with pytest.raises(ValueError, match="validation error"):
+            check({"role": "user", "content": [{"type": "nothing"}], "parts": [{"text": 5}], "type": "message"})
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_none": True}, {"by_alias": True}])
+def test_what_the_google_sdk_dumps_comes_back(options: dict[str, Any]) -> None:
+    types = installed("google.genai.types")
+    call = types.FunctionCall(name="weather", args={"b": 1, "a": 2})
+    content = types.Content(
+        role="model",
+        parts=[
+            types.Part(text="It rains in Kazan today.", thought=True),
+            types.Part(function_call=call, thought_signature=b"\xff\xfe signature"),
+            types.Part.from_bytes(data=b"\xfb\xff picture", mime_type="image/png"),
+        ],
+    )
+    dumped = content.model_dump(mode="json", **options)
+    messages = gemini.to_messages([dumped])
+    assert [type(part).__name__ for part in messages[0].content or ()] == ["Reasoning", "ToolCall", "File"]
+    assert orjson.dumps(gemini.from_messages(messages)) == orjson.dumps([dumped])
+    assert types.Content.model_validate(gemini.from_messages(messages)[0]) == content

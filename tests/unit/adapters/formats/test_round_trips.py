@@ -159,22 +159,13 @@ def test_what_is_understood_becomes_parts() -> None:
 
 
 def test_anthropic_blocks_become_parts() -> None:
-    thought = [
-        {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
-        {"type": "redacted_thinking", "data": "aGlkZGVu"},
-        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"b": 1, "a": 2}},
-    ]
-    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "dark", "is_error": True}
-    items = [{"role": "assistant", "content": thought}, {"role": "user", "content": [result]}]
-    [system, asked, answered] = anthropic.to_messages(items, system="Be brief.")
-
-    assert (system.role, system.content) == ("system", "Be brief.")
-    assert asked.content == (
-        Reasoning("hm"),
-        UnknownPart({"type": "redacted_thinking", "data": "aGlkZGVu"}),
-        ToolCall("toolu_1", "look", {"b": 1, "a": 2}),
-    )
-    assert (answered.role, answered.content) == ("tool", (ToolResult("toolu_1", "dark", "error"),))
+    called = {"type": "tool_use", "id": "t", "name": "look", "input": {"a": 2}}
+    blocks = [{"type": "thinking", "thinking": "hm", "signature": "c2ln"}, called]
+    failed = {"type": "tool_result", "tool_use_id": "t", "content": "dark", "is_error": True}
+    items = [{"role": "assistant", "content": blocks}, {"role": "user", "content": [failed]}]
+    asked, answered = anthropic.to_messages(items)
+    assert asked.content == (Reasoning("hm"), ToolCall("t", "look", {"a": 2}))
+    assert (answered.role, answered.content) == ("tool", (ToolResult("t", "dark", "error"),))
 
 
 @pytest.mark.parametrize(
