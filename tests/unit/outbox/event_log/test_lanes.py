@@ -14,7 +14,6 @@ from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import DueBatches, count_lanes, delivered_positions, next_batch
-from letopis.store.model.identifiers import partition_of
 from tests.support.relays import lane, say, sql
 from tests.support.sayings import present
 
@@ -41,19 +40,6 @@ async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> No
     assert [one.sequence for one in batch.deliveries] == [1, 2, 3]
     assert [one.event for one in batch.deliveries[1:]] == list(prepared.events)
     assert batch.deliveries[0].event.type == "conversation.started"
-
-
-async def test_a_batch_is_of_one_partition(outbox: OutboxFile) -> None:
-    names = [f"chat-{number}" for number in range(40)]
-    for name in names:
-        await say(outbox, name)
-    expected = [name for name in names if partition_of(name, 16) == partition_of("chat-0", 16)]
-    found = await due(outbox, partitions=16)
-    following = await due(outbox, partitions=16, exclude=sizes(found).keys())
-    assert list(sizes(found)) == expected and found.full
-    rest = [name for name in names if name not in expected]
-    assert list(sizes(following)) == [name for name in rest if partition_of(name, 16) == partition_of(rest[0], 16)]
-    assert list(sizes(await due(outbox))) == names
 
 
 async def test_a_lane_of_ten_thousand_events_leaves_room_for_the_others(outbox: OutboxFile) -> None:

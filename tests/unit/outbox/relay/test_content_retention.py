@@ -8,18 +8,17 @@ from uuid import UUID
 
 import pytest
 
-from letopis.outbox import History, OutboxFile
+from letopis.outbox import OutboxFile
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.operations.status import read_status
-from letopis.outbox.relay.content_retention import ContentTrimmer, append_trims
+from letopis.outbox.relay.content_retention import ContentTrimmer
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.relay.relay import Relay
-from letopis.store import ContentRetention, ConversationStore, Message
+from letopis.store import ContentRetention, ConversationStore
 from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace, DueCheckpoints
-from letopis.store.maintenance.retention import DueContent
 from letopis.store.rules.retention import RetentionRule
-from tests.support.relays import Hands, Lingering, ToldStore, deliver_all, relay_on, running, say, until
+from tests.support.relays import Hands, Lingering, ToldStore, relay_on, running, say, until
 
 STORE = UUID(int=1)
 CONTENT, CHECKPOINTS = ContentRetention(max_age_days=30), ContentRetention(checkpoints_last=1)
@@ -110,17 +109,3 @@ async def test_a_page_of_checkpoints_has_ended_when_the_trimmer_is_closed(
     await page.began.wait()
     await trimmer.close()
     assert page.ended.is_set()
-
-
-async def test_content_is_read_until_the_event_that_takes_it_away_is_delivered(tmp_path: Path) -> None:
-    async with History(tmp_path / "b.outbox.db", store=tmp_path / "h.db", relay=False, watch=False) as bot:
-        for number in range(3):
-            await bot.append("a", Message.user(f"hi {number}"))
-            if number < 2:
-                await deliver_all(bot)
-        due = DueContent(conversation_id="a", owner_id=None, upto=2, rule="default")
-        assert await append_trims(bot.outbox, [due]) == 1
-
-        assert [message.redacted for message in await bot.messages("a")] == [False] * 3
-        await deliver_all(bot)
-        assert [message.redacted for message in await bot.messages("a")] == [True, False, False]

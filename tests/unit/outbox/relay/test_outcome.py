@@ -6,7 +6,7 @@ import pytest
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.relay.outcome import Breakers, LaneRetries, Refusal, SendResult, damaged
+from letopis.outbox.relay.outcome import Breakers, LaneRetries, Refusal, SendResult
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import FaultClass
@@ -62,10 +62,6 @@ def test_a_first_refusal_blocks_if_the_policy_allows_no_retry(retries: LaneRetri
 def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: LaneRetries) -> None:
     found = retries.refused(replace(LANE, attempts=2), replace(REFUSAL, sequence=4))
     assert (found.attempts, found.lane.delivered, found.blocks) == (1, 3, False)
-
-
-def test_a_lane_without_its_next_event_is_blocked_as_damaged() -> None:
-    assert (damaged(LANE).fault_class, damaged(LANE).blocks) == ("damaged", True)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pytest
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store.database.faults import FaultClass
-from letopis.store.errors import Closed, InvalidInput, OriginSuperseded, OutboxUnavailable
+from letopis.store.errors import Closed, OriginSuperseded, OutboxUnavailable
 from letopis.store.model.identifiers import partition_of
 from letopis.store.rules.apply_plan import LaneBatch
 from tests.support.relays import (
@@ -25,7 +24,6 @@ from tests.support.relays import (
     bind_to,
     drained,
     end,
-    fault,
     figures,
     lane,
     relay_on,
@@ -330,46 +328,6 @@ async def test_what_is_said_of_a_refusal_names_its_subject_and_not_its_content(
         assert "\u2028" not in one.message and " says " not in one.message
 
 
-async def test_a_success_after_refusals_is_told(outbox: OutboxFile, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="letopis")
-    store = poisoned("a")
-    relay = relay_on(outbox, store)
-    await say(outbox, "a", 1)
-    await relay.drain_once()
-    store.refuse = lambda _: None
-    await asyncio.sleep(0.02)
-    await relay.drain_once()
-
-    told = [one for one in caplog.records if "delivered again" in one.message]
-    assert [one.levelno for one in told] == [logging.INFO]
-
-
-async def test_a_fault_that_passed_is_told(outbox: OutboxFile, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="letopis")
-    faults = [DOWN]
-    relay = relay_on(outbox, ToldStore(lambda batch: faults.pop() if batch and faults else None))
-    await say(outbox, "a")
-    assert await relay.drain_once() == 2
-    assert "delivered after faults that passed: 1 unavailable" in caplog.text
-
-
-async def test_quiet_moments_are_used_for_chores(outbox: OutboxFile) -> None:
-    left = [3]
-    order = []
-
-    def chore(connection: object) -> bool:
-        left[0] -= 1
-        order.append("chore")
-        return left[0] > 0
-
-    store = ToldStore()
-    store.after = lambda: order.append("delivery")
-    await say(outbox, "a")
-    await relay_on(outbox, store, chores=[chore]).drain()
-
-    assert order == ["delivery", "chore", "chore", "chore"]
-
-
 async def test_chores_are_done_under_constant_load_too(outbox: OutboxFile) -> None:
     done: list[int] = []
     store = ToldStore()
@@ -436,25 +394,6 @@ async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_s
     assert (len(stamps), found) == (10, [("open", "unavailable refused")])
 
 
-async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: OutboxFile, hands: Hands) -> None:
-    strange = fault(FaultClass.UNCLASSIFIED, "KeyError")
-    store = ToldStore(lambda lanes: strange if any(one.conversation_id == "a" for one in lanes) else None)
-    relay = relay_on(outbox, store, hands=hands)
-    await say(outbox, "a")
-    for _ in range(200):
-        await relay.drain_once()
-        hands.advance(1)
-    waiting = await lane(outbox, "a")
-
-    assert (waiting.state, waiting.attempts, waiting.fault_class) == ("retrying", 0, "unclassified")
-    store.refuse = lambda _: None
-    hands.advance(600)
-    while await relay.drain_once():
-        pass
-    assert (await lane(outbox, "a")).delivered == 2
-    assert not relay._dispatcher.retries._uncharged  # the next refusal waits as the first did
-
-
 async def test_what_was_blocked_goes_on_once_the_store_is_found_to_refuse_all(outbox: OutboxFile, hands: Hands) -> None:
     """One conversation after another, each alone, meets a column that was narrowed: an ordinary event still fits."""
     names = ("c0", "c1", "c2")
@@ -472,10 +411,3 @@ async def test_what_was_blocked_goes_on_once_the_store_is_found_to_refuse_all(ou
     hands.advance(100)
     await relay.drain()
     assert [store.held(name) for name in names] == [2, 2, 2]
-
-
-async def test_options_that_make_no_sense_are_refused(outbox: OutboxFile) -> None:
-    for batch in (0, 10_001):
-        with pytest.raises(InvalidInput, match="batch"):
-            relay_on(outbox, ToldStore(), batch=batch)
-    relay_on(outbox, ToldStore(), batch=10_000)

@@ -151,21 +151,6 @@ async def test_a_cancellation_leaves_what_the_next_relay_goes_on_with(outbox: Ou
     assert (await figures(outbox)).pending == 0
 
 
-async def test_another_incarnation_ends_it(outbox: OutboxFile) -> None:
-    """What was read under a lease that is lost is not acknowledged, and the next relay finds the store has it."""
-    store = Slow()
-    relay = relay_on(outbox, store, locked=False)
-    await relay.lease.acquire()
-    step = asyncio.create_task(relay._dispatcher.run_batches())
-    await asyncio.sleep(0.01)
-    other = relay_on(outbox, store, locked=False)
-    await sql(outbox, "UPDATE letopis_outbox_relay SET incarnation = 99")
-
-    assert (await step).fenced
-    await other.drain()
-    assert complete(store)
-
-
 async def test_nothing_is_delivered_that_was_read_under_anothers_lease(outbox: OutboxFile) -> None:
     """Its write-back would pass the fence: it is the other relay's number."""
     store = Slow()
