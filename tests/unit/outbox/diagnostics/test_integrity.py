@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.diagnostics import integrity
 from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.retention import Pruner, Retention
@@ -119,13 +118,6 @@ async def test_find_problems_finds_nothing_where_events_were_given_up_renumbered
     async with History(file, store="postgresql://127.0.0.1:1/none", relay=False) as history:
         await history.append("c", Message.user("words"))
     assert change(file) == []
-
-
-async def test_find_problems_reports_how_far_it_has_got(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integrity, "REPORT_EVENTS", 3)
-    seen: list[tuple[int, int]] = []
-    assert list(find_problems(file, checked=lambda done, total: seen.append((done, total)))) == []
-    assert seen == [(3, 7), (6, 7), (7, 7)]
 
 
 async def test_find_problems_finds_large_content_that_was_changed_or_removed(tmp_path: Path) -> None:

@@ -12,21 +12,18 @@ from random import Random
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.cli.verify import problems_of_store
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.salvage import salvage
-from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages
+from letopis.outbox.diagnostics.sqlite_pages import Pages
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.store import Message
-from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.wal_format import scan_wal
 from tests.campaigns.invariants import check
 from tests.support.damage import leaf_pages, with_noise
 from tests.support.relays import until
 from tests.support.sqlite_rows import change, rows
-from tests.support.store_changes import run_there
 
 
 async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times: int = 3, wal: bool = False) -> Path:
@@ -90,19 +87,6 @@ async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(path: Pat
     assert lanes == [("one", "ready", None), ("two", "blocked", "damaged")]
 
 
-async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(path: Path, new: Path, tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path}/history.db"
-    await delivered(path, store)
-    async with History(path, store=store, relay=False, watch=False) as history:
-        await history.append("two", Message.user("two goes on"))
-
-    done = await salvage(path, new)
-
-    assert (done.kept, done.pending, done.lost) == (9, 1, {})
-    said = "SELECT conversation_id, owner_id, head, delivered, pruned, state FROM letopis_outbox_lanes ORDER BY 1"
-    assert rows(new, said) == rows(path, said)
-
-
 async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path: Path, new: Path) -> None:
     """SQLite reads up to the damage, and its own check finds nothing wrong."""
     path = await outbox_in(tmp_path, wal=True)
@@ -122,14 +106,6 @@ async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path:
 
     assert done.kept + done.lost_count == 8
     assert done.kept > left
-
-
-async def test_a_file_whose_identity_is_gone_gets_a_new_one(path: Path, new: Path) -> None:
-    ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
-    overwrite(path, path.read_bytes().index(origin) // 4096 * 4096, bytes(4096))
-    done = await salvage(path, new)
-    assert (done.renewed, done.kept) == (True, 8)
-    assert rows(new, "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
@@ -221,14 +197,6 @@ async def test_a_damaged_row_is_left_out_and_the_others_are_read(tmp_path: Path,
     assert read == [(-7, ("kept",))]
 
 
-async def test_an_index_is_read_on_all_its_levels(tmp_path: Path) -> None:
-    path, texts = tmp_path / "any.db", [f"{number:03}" * 200 for number in range(90)]
-    inserts = (f"INSERT INTO any_table VALUES ('{text}')" for text in texts)
-    change(path, "CREATE TABLE any_table (a TEXT UNIQUE)", *inserts)
-    entries = [row for row in Pages(path.read_bytes()).rows() if isinstance(row, IndexEntry)]
-    assert sorted(entry.values for entry in entries) == [(text, number) for number, text in enumerate(texts, 1)]
-
-
 @pytest.mark.parametrize(
     ("at", "damage"), [(0, b"Another format 3"), (28, b"\xff\xff\xff\xff")], ids=["its name", "its page count"]
 )
@@ -257,17 +225,3 @@ async def test_an_event_that_an_index_contradicts_is_lost_and_the_owner_is_read_
 
     assert (done.kept, done.lost, done.refused) == (7, {"two": (3,)}, 1)
     assert rows(new, "SELECT DISTINCT owner_id FROM letopis_outbox_lanes") == [("42",)]
-
-
-async def test_what_was_changed_or_deleted_in_a_store_is_found(path: Path, store_url: str) -> None:
-    await delivered(path, store_url)
-    assert await problems_of_store(normalise_url(store_url)) == []
-    await run_there(
-        store_url,
-        "UPDATE letopis_events SET data = replace(data, 'says 1', 'said 1')",
-        "DELETE FROM letopis_events WHERE conversation_id = 'one' AND version = 2",
-    )
-
-    found = await problems_of_store(normalise_url(store_url))
-    assert any("is not what was written" in one for one in found)
-    assert any("'one' is at version 4 and holds 3 events" in one for one in found)

@@ -13,6 +13,7 @@ import pytest
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.database.faults import FaultClass
 from letopis.store.errors import Closed, OriginSuperseded, OutboxUnavailable
 from letopis.store.model.identifiers import partition_of
 from letopis.store.rules.apply_plan import LaneBatch
@@ -24,6 +25,7 @@ from tests.support.relays import (
     bind_to,
     drained,
     end,
+    fault,
     figures,
     lane,
     relay_on,
@@ -392,6 +394,25 @@ async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_s
 
     found = await sql(outbox, "SELECT breaker, breaker_reason FROM letopis_outbox_relay")
     assert (len(stamps), found) == (10, [("open", "unavailable refused")])
+
+
+async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: OutboxFile, hands: Hands) -> None:
+    strange = fault(FaultClass.UNCLASSIFIED, "KeyError")
+    store = ToldStore(lambda lanes: strange if any(one.conversation_id == "a" for one in lanes) else None)
+    relay = relay_on(outbox, store, hands=hands)
+    await say(outbox, "a")
+    for _ in range(200):
+        await relay.drain_once()
+        hands.advance(1)
+    waiting = await lane(outbox, "a")
+
+    assert (waiting.state, waiting.attempts, waiting.fault_class) == ("retrying", 0, "unclassified")
+    store.refuse = lambda _: None
+    hands.advance(600)
+    while await relay.drain_once():
+        pass
+    assert (await lane(outbox, "a")).delivered == 2
+    assert not relay._dispatcher.retries._uncharged  # the next refusal waits as the first did
 
 
 async def test_what_was_blocked_goes_on_once_the_store_is_found_to_refuse_all(outbox: OutboxFile, hands: Hands) -> None:
