@@ -8,8 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from letopis import Message, OutboxFull, OutboxUnavailable
-from letopis.outbox import Bounds, History
-from letopis.outbox.file import identity
+from letopis.outbox import History
 from letopis.outbox.file.identity import FileIdentityGuard, file_id_of
 from letopis.outbox.file.limits import DiskReserve
 from tests.support.platforms import posix_only
@@ -41,24 +40,6 @@ def replaced(path: Path) -> None:
     path.rename(path.with_suffix(".away"))
     path.write_bytes(b"y" * 100)
     keep_time(path.parent, moment)
-
-
-def test_a_quiet_wal_is_not_looked_at_before_each_append(
-    there: tuple[FileIdentityGuard, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That would have the kernel write an exact time into it, each time."""
-    found, path = there
-    monkeypatch.setattr(identity.os, "stat", stat := Mock(wraps=os.stat))
-
-    def looks(at: str) -> int:
-        return sum(str(call.args[0]) == at for call in stat.call_args_list)
-
-    for _ in range(10):
-        found.verify()
-    assert (looks(f"{path}-wal"), looks(str(path))) == (0, 10)
-    found._verify_beside_at = 0.0  # a second later
-    found.verify()
-    assert (looks(f"{path}-wal"), found.size) == (1, 300)
 
 
 def test_a_change_that_the_folder_does_not_show_is_missed_within_a_second(
@@ -96,16 +77,6 @@ def test_another_folder_in_the_place_of_ours_is_noticed(there: tuple[FileIdentit
             one.unlink()
         tmp_path.rmdir()
         aside.rename(tmp_path)
-
-
-def test_the_pages_in_use_are_counted_from_half_the_bound_on() -> None:
-    cursor, bounds = Mock(), Bounds(max_bytes=1_000_000)
-    cursor.execute.side_effect = AssertionError
-    bounds.check(cursor, 499_999)
-    for size in (500_000, None):  # None: unknown
-        with pytest.raises(AssertionError):
-            bounds.check(cursor, size)
-        assert "freelist" in cursor.execute.call_args.args[0]
 
 
 def test_a_disk_with_plenty_of_room_is_asked_again_a_tenth_of_a_second_later(
