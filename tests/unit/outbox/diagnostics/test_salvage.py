@@ -14,7 +14,7 @@ import pytest
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.salvage import salvage
-from letopis.outbox.diagnostics.sqlite_pages import Pages
+from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.store import Message
@@ -87,6 +87,19 @@ async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(path: Pat
     assert lanes == [("one", "ready", None), ("two", "blocked", "damaged")]
 
 
+async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(path: Path, new: Path, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/history.db"
+    await delivered(path, store)
+    async with History(path, store=store, relay=False, watch=False) as history:
+        await history.append("two", Message.user("two goes on"))
+
+    done = await salvage(path, new)
+
+    assert (done.kept, done.pending, done.lost) == (9, 1, {})
+    said = "SELECT conversation_id, owner_id, head, delivered, pruned, state FROM letopis_outbox_lanes ORDER BY 1"
+    assert rows(new, said) == rows(path, said)
+
+
 async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path: Path, new: Path) -> None:
     """SQLite reads up to the damage, and its own check finds nothing wrong."""
     path = await outbox_in(tmp_path, wal=True)
@@ -106,6 +119,14 @@ async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path:
 
     assert done.kept + done.lost_count == 8
     assert done.kept > left
+
+
+async def test_a_file_whose_identity_is_gone_gets_a_new_one(path: Path, new: Path) -> None:
+    ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
+    overwrite(path, path.read_bytes().index(origin) // 4096 * 4096, bytes(4096))
+    done = await salvage(path, new)
+    assert (done.renewed, done.kept) == (True, 8)
+    assert rows(new, "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
@@ -195,6 +216,14 @@ async def test_a_damaged_row_is_left_out_and_the_others_are_read(tmp_path: Path,
 
     read = [(row.rowid, row.values) for row in Pages(path.read_bytes()).rows() if len(row.values) == 1]
     assert read == [(-7, ("kept",))]
+
+
+async def test_an_index_is_read_on_all_its_levels(tmp_path: Path) -> None:
+    path, texts = tmp_path / "any.db", [f"{number:03}" * 200 for number in range(90)]
+    inserts = (f"INSERT INTO any_table VALUES ('{text}')" for text in texts)
+    change(path, "CREATE TABLE any_table (a TEXT UNIQUE)", *inserts)
+    entries = [row for row in Pages(path.read_bytes()).rows() if isinstance(row, IndexEntry)]
+    assert sorted(entry.values for entry in entries) == [(text, number) for number, text in enumerate(texts, 1)]
 
 
 @pytest.mark.parametrize(

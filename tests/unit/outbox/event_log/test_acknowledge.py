@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from letopis import OutboxAdmin, OutboxFile, Selection
 from letopis.outbox.event_log.acknowledge import (
@@ -12,12 +11,11 @@ from letopis.outbox.event_log.acknowledge import (
     acknowledge,
     block_lane,
     clear_fault,
-    is_current_lease,
     rewind_lane,
     schedule_retry,
 )
 from letopis.outbox.event_log.lanes import Lane
-from letopis.store import Conflict, ConversationGone
+from letopis.store import Conflict
 from tests.support.relays import lane, say, sql
 
 NOW = 4_000_000_000_000_000
@@ -44,36 +42,26 @@ async def rewind(outbox: OutboxFile, head: int) -> Any:
     return await outbox.write(partial(rewind_lane, conversation_id="a", head=head, now_us=NOW))
 
 
-async def test_an_acknowledgement_moves_lanes_and_counts_events(outbox: OutboxFile) -> None:
-    await say(outbox, "a", 4)
-    await say(outbox, "b", 2)
-    found = await ack(outbox, {"a": 3, "b": 3})
-    assert (found.events, found.missed) == (6, ())
-    assert (await lane(outbox, "a")).delivered == 3
-    assert (await lane(outbox, "b")).pending_since_us is None
-
-
-async def test_what_did_not_move_is_reported(outbox: OutboxFile) -> None:
+async def test_an_acknowledgement_moves_lanes_counts_events_and_reports_what_did_not_move(outbox: OutboxFile) -> None:
     """There already, asked to go back, asked beyond the head, or gone from the file."""
     for name in ("there", "back", "beyond"):
         await say(outbox, name, 3)
-    await ack(outbox, {"there": 2, "back": 4})
+    found = await ack(outbox, {"there": 2, "back": 4})
+    assert (found.events, found.missed) == (6, ())
+    assert (await lane(outbox, "back")).pending_since_us is None
     found = await ack(outbox, {"there": 2, "back": 1, "beyond": 5, "gone": 1})
     assert (found.events, set(found.missed)) == (0, {"there", "back", "beyond", "gone"})
     assert [(await lane(outbox, one)).delivered for one in ("there", "back", "beyond")] == [2, 4, 0]
 
 
-async def test_the_age_of_what_is_owed_follows_the_oldest_event(outbox: OutboxFile) -> None:
+async def test_the_age_of_what_is_pending_follows_the_oldest_event(outbox: OutboxFile) -> None:
+    """And never lies in the future of a clock that was set back."""
     await say(outbox, "a", 3)
     await sql(outbox, "UPDATE letopis_outbox_events SET appended_at = 1000 + sequence")
     await sql(outbox, "UPDATE letopis_outbox_lanes SET pending_since = 1001")
     await ack(outbox, {"a": 2})
     assert (await lane(outbox, "a")).pending_since_us == 1003
-
-
-async def test_the_age_never_lies_in_the_future_of_a_clock_that_was_set_back(outbox: OutboxFile) -> None:
-    await say(outbox, "a", 3)
-    await ack(outbox, {"a": 2}, now_us=77)
+    await ack(outbox, {"a": 3}, now_us=77)
     assert (await lane(outbox, "a")).pending_since_us == 77
 
 
@@ -136,16 +124,6 @@ async def test_a_long_fault_is_cut(outbox: OutboxFile) -> None:
     assert (await lane(outbox, "a")).fault == "x" * MAX_FAULT_LENGTH
 
 
-async def test_a_conversation_that_the_store_has_deleted_is_gone_from_its_first_event_on(outbox: OutboxFile) -> None:
-    """Another outbox deleted it before this one appended anything."""
-    await say(outbox, "a", 1)
-    gone = Conflict(expected=0, actual=5, erased="conversation")
-    superseded = {"a": {1: gone, 2: gone}}
-    await outbox.write(partial(acknowledge, delivered={"a": 2}, now_us=NOW, superseded=superseded))
-    with pytest.raises(ConversationGone):
-        await say(outbox, "a", 1)
-
-
 async def test_a_damaged_event_that_was_set_aside_takes_no_other_content_with_it(outbox: OutboxFile) -> None:
     """Its data does not tell which message the store has erased."""
     await say(outbox, "a", 3)
@@ -202,13 +180,3 @@ async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(o
     assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0), (0, 4)]
     assert (stuck.delivered, stuck.state, stuck.fault_class) == (5, "blocked", "lost")
     assert "4 events" in (stuck.fault or "")
-
-
-async def test_results_of_an_earlier_incarnation_are_told_apart(outbox: OutboxFile) -> None:
-    def both(connection: sa.Connection) -> tuple[bool, bool]:
-        return is_current_lease(connection, 0), is_current_lease(connection, 1)
-
-    assert await outbox.read(both) == (True, False)
-    relay = "1, 1, 'relay', 1, 'host', 'boot', 0, 0, 0, 'closed', 0, NULL, 0, NULL, NULL, 0, 0, NULL, 0, 0, NULL, 0"
-    await sql(outbox, f"INSERT INTO letopis_outbox_relay VALUES ({relay})")
-    assert await outbox.read(both) == (False, True)

@@ -34,12 +34,6 @@ def said(text: str = "hi", **fields: Any) -> Prepared:
 HI = Message.user("hi")
 
 
-async def test_a_conversation_begins_with_its_own_event(outbox: OutboxFile) -> None:
-    appended = await outbox.append(prepare("c1", [HI], owner="42"))
-    assert (appended.sequences, appended.owner_id, appended.written) == ((2,), "42", 2)
-    assert await lane(outbox) == ("42", 2, 0, "ready")
-
-
 @pytest.mark.parametrize(
     ("appends", "started"),
     [
@@ -120,12 +114,6 @@ async def test_a_part_that_is_there_already_keeps_its_place(outbox: OutboxFile) 
     assert appended.message_ids == ("m-2", "m-1", "m-3")
 
 
-@pytest.mark.parametrize(("what", "owner", "reason"), [([], "42", "nothing"), ([Message.user("x")], "", "owner")])
-def test_nothing_to_append_and_a_bad_owner_are_refused(what: list[Message], owner: str, reason: str) -> None:
-    with pytest.raises(InvalidInput, match=reason):
-        prepare("c1", what, owner=owner)
-
-
 def test_metadata_and_time_go_to_every_event_that_is_made_here() -> None:
     moment = datetime(2026, 5, 1, tzinfo=UTC)
     what: list[Message | Body] = [Message.user("x", id="m"), ConversationRenamed(title="T")]
@@ -167,12 +155,6 @@ async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFil
     again = await outbox.append(prepare("c1", messages))
     assert again.sequences == first.sequences == tuple(range(2, 1_003))
     assert again.written == 0
-
-
-async def test_ids_are_kept_as_bytes(outbox: OutboxFile) -> None:
-    appended = await outbox.append(said(id="m"))
-    found = await sql(outbox, "SELECT event_id, length(digest) FROM letopis_outbox_events WHERE sequence = 2")
-    assert found == [(appended.event_ids[0].bytes, 32)]
 
 
 @pytest.mark.parametrize(

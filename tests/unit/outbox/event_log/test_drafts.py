@@ -1,7 +1,5 @@
 """Drafts: what is saved of a reply, its content while it grows, and which writers count as alive."""
 
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -24,7 +22,6 @@ from letopis.outbox.event_log.statements import on_cursor
 from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.parts import Part
-from tests.support.platforms import posix_only
 from tests.support.relays import sql
 from tests.support.resources import open_descriptors
 from tests.support.sayings import present
@@ -49,14 +46,6 @@ async def owe(outbox: OutboxFile, name: str, *, owner: str | None = None, writer
 
 async def owed(outbox: OutboxFile, *owner: str) -> list[str]:
     return [one.message_id for one in await run(outbox, drafts.list_unconfirmed, *owner)]
-
-
-async def test_a_checkpoint_goes_over_the_one_before(outbox: OutboxFile) -> None:
-    assert await run(outbox, drafts.save, draft(text="one"))
-    assert await run(outbox, drafts.save, draft(text="one two"))
-    assert await run(outbox, drafts.find, "c", "m") == draft(text="one two")
-    assert await run(outbox, drafts.list_keys, "w") == [("c", "m")]
-    assert await run(outbox, drafts.list_writers) == ["w"]
 
 
 async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
@@ -95,14 +84,6 @@ async def test_what_is_confirmed_is_owed_no_more(outbox: OutboxFile) -> None:
         await owe(outbox, name, owner=f"o{name}")
     await run(outbox, drafts.mark_confirmed, [("c", "a"), ("c", "never owed"), ("another", "b")])
     assert (await owed(outbox), await owed(outbox, "oc")) == (["b", "c"], ["c"])
-
-
-async def test_the_replies_of_those_who_are_gone_are_adopted_once(outbox: OutboxFile) -> None:
-    await owe(outbox, "a", writer="gone")
-    await owe(outbox, "b", writer="alive")
-    assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["a"]
-    assert await run(outbox, drafts.adopt, ["gone"], "another") == []
-    assert [one.writer for one in await run(outbox, drafts.list_unconfirmed)] == ["mine", "alive"]
 
 
 def composed(*pieces: str | Part, limits: Limits | None = None) -> DraftContent:
@@ -174,15 +155,6 @@ def test_what_was_taken_can_be_appended_also_when_it_is_cut_off(said: list[str |
     assert composition.characters == sum(len(piece) for piece in taken if isinstance(piece, str))
 
 
-def test_a_message_that_grows_too_large_says_so_in_time() -> None:
-    composition = DraftContent(EMPTY, Limits(max_bytes=500))
-    while len(composition.text.encode()) < 300:
-        composition.add("чай")
-    with pytest.raises(InvalidInput, match="larger than 500 bytes of JSON: finish it"):
-        composition.add("чай" * 30)
-    assert composition.text == "чай" * 50
-
-
 def test_a_writer_lives_until_it_ends(tmp_path: Path) -> None:
     outbox = tmp_path / "bot.outbox.db"
     one, another = WriterLock(outbox), WriterLock(outbox)
@@ -251,39 +223,6 @@ def started(program: str, outbox: Path) -> Iterator[tuple[subprocess.Popen[str],
             yield process, present(process.stdout)
         finally:
             process.kill()
-
-
-@posix_only("Windows has no fork")
-def test_a_fork_neither_writes_for_its_parent_nor_keeps_it_alive(tmp_path: Path) -> None:
-    program = """
-        import os, sys, time
-        from pathlib import Path
-        from letopis.outbox.drafts.writer_lock import WriterLock
-        from letopis.store import Closed
-
-        lock = WriterLock(Path(sys.argv[1]))
-        writer = lock.acquire()
-        child = os.fork()
-        if child == 0:
-            assert lock.writer is None
-            try:
-                lock.acquire()
-            except Closed:
-                lock.release()
-                print(writer, os.getpid(), flush=True)
-        time.sleep(60)
-    """
-    outbox = tmp_path / "bot.outbox.db"
-    with started(program, outbox) as (parent, said):
-        writer, child = said.readline().split()
-        try:
-            assert not WriterLock(outbox).is_abandoned(writer)
-            parent.kill()
-            parent.wait()
-
-            assert WriterLock(outbox).is_abandoned(writer)
-        finally:
-            os.kill(int(child), signal.SIGKILL)
 
 
 def test_those_who_look_at_once_hurt_nobody_who_begins(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from letopis.outbox.event_log.effects import count_unerased
 from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step, erase_messages
 from letopis.outbox.event_log.lookups import erases_owner
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.store import ConversationDeleted, ConversationStore, ConversationTrimmed, Message, StoreUnavailable
+from letopis.store import ConversationStore, ConversationTrimmed, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
 from letopis.store.model.events import utc_now
 from tests.support.relays import sql
@@ -78,32 +78,6 @@ async def test_what_is_not_erased_yet_is_not_read_while_the_store_is_down(tmp_pa
             assert [one.text for one in await history.messages("long", as_of=50) if one.text] == []
 
 
-async def test_a_second_reset_erases_what_came_after_the_first(history: History) -> None:
-    await deliver_erasure(history, "reset", LONG)
-    await history.append("long", *(Message.user(f"words of more {number}") for number in range(LONG)))
-    await history.chat("long").reset()
-    await history.append("long", Message.user("stays"))
-    await Relay(history.outbox, history.store).drain()
-    assert (await history.outbox.read(erased), await history.outbox.read(count_unerased)) == (2 * LONG, 0)
-    assert [one.text for one in await history.messages("long")] == ["stays"]
-    assert kept(history.outbox, b"stays")
-
-
-async def test_a_step_writes_as_much_however_many_conversations_wait(outbox: OutboxFile) -> None:
-    for number in range(3 * STEP):
-        await outbox.append(prepare(f"c{number}", [Message.user("words"), ConversationDeleted()]))
-    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
-
-    def step(connection: sa.Connection) -> int:
-        changes = [connection.exec_driver_sql("SELECT total_changes()").scalar_one()]
-        assert on_cursor(connection, work=effects.erase_delivered)
-        changes.append(connection.exec_driver_sql("SELECT total_changes()").scalar_one())
-        return changes[1] - changes[0]
-
-    assert 0 < await outbox.write(step) <= 2 * STEP
-    assert STEP < await outbox.read(count_unerased) < 3 * STEP
-
-
 async def test_a_trim_that_comes_again_leaves_nothing_to_erase(outbox: OutboxFile) -> None:
     trim = ConversationTrimmed(upto=2, rule="r", sequence=2)
     await outbox.append(prepare("c", [Message.user("words of 1")], owner="42"))
@@ -127,18 +101,6 @@ def owner_erasure() -> partial[bool | None]:
         recorded_at=utc_now(),
     )
     return partial(carry_out_step, erasure=erasure, held=NO_HOLDS, incarnation=0, now_us=1)
-
-
-async def test_an_erasure_that_was_carried_out_is_not_begun_again(outbox: OutboxFile) -> None:
-    await outbox.append(prepare("c", [Message.user("words of 1")], owner="42"))
-    step = owner_erasure()
-    while await outbox.write(step):
-        pass
-
-    assert await sql(outbox, "SELECT erasures, erasing FROM letopis_outbox_origin") == [(3, None)]
-    await outbox.append(prepare("c", [Message.user("words of 2")], owner="42"))
-    assert await outbox.write(step) is False
-    assert kept(outbox), "what is said after an erasure stays"
 
 
 async def test_an_erasure_spares_what_is_said_between_its_steps(outbox: OutboxFile) -> None:

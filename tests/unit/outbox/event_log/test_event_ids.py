@@ -13,7 +13,6 @@ import sqlalchemy as sa
 
 from letopis import Message, OutboxFile, Retention
 from letopis.outbox.diagnostics.integrity import find_problems
-from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position
@@ -71,15 +70,6 @@ async def test_every_id_is_found_where_reading_all_events_finds_it(outbox: Outbo
     assert list(find_problems(outbox.path)) == []
 
 
-async def test_the_newest_events_alone_are_not_in_the_index(outbox: OutboxFile) -> None:
-    for _ in range(MAX_UNINDEXED_EVENTS + 5):
-        await say(outbox, "a")
-        ((behind,),) = await sql(
-            outbox, "SELECT (SELECT max(position) FROM letopis_outbox_events) - indexed FROM letopis_outbox_origin"
-        )
-        assert behind < MAX_UNINDEXED_EVENTS
-
-
 async def test_the_position_of_a_pruned_event_is_not_used_again(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
     ((last,),) = await sql(outbox, "SELECT max(position) FROM letopis_outbox_events")
@@ -90,19 +80,6 @@ async def test_the_position_of_a_pruned_event_is_not_used_again(outbox: OutboxFi
     assert await outbox.read(lambda connection: newest_position(connection.connection.cursor())) == last
     await say(outbox, "b")
     assert await sql(outbox, "SELECT min(position) FROM letopis_outbox_events") == [(last + 1,)]
-
-
-async def test_positions_rise_beyond_a_new_identity(outbox: OutboxFile) -> None:
-    await say(outbox, "a", 3)
-    await _deliver_all(outbox)
-    ((last,),) = await sql(outbox, "SELECT max(position) FROM letopis_outbox_events")
-    await outbox.close()
-    await assign_new_origin(outbox.path)
-    outbox = await OutboxFile.open(outbox.path)
-    await say(outbox, "a")
-    assert await sql(outbox, "SELECT min(position) FROM letopis_outbox_events") == [(last + 1,)]
-    await outbox.close()
-    assert list(find_problems(outbox.path)) == []
 
 
 async def test_an_id_that_is_missing_from_the_index_is_a_problem(outbox: OutboxFile) -> None:

@@ -1,17 +1,14 @@
 """What is pending, and what is delivered next."""
 
-import tracemalloc
 from functools import partial
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from letopis import Message, OutboxFile, Seen
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log import lanes
 from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
-from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import DueBatches, count_lanes, delivered_positions, next_batch
 from tests.support.relays import lane, say, sql
@@ -28,11 +25,6 @@ def sizes(found: DueBatches) -> dict[str, int]:
     return {batch.conversation_id: len(batch.deliveries) for batch in found.batches}
 
 
-async def test_an_empty_outbox_owes_nothing(outbox: OutboxFile) -> None:
-    found = await due(outbox)
-    assert (found.batches, found.broken, found.wait, found.incarnation) == ((), (), None, 0)
-
-
 async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> None:
     prepared = prepare("c", [Message.user("привет"), Message.assistant("hello", tokens=3)], owner="o")
     await outbox.append(prepared)
@@ -40,16 +32,6 @@ async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> No
     assert [one.sequence for one in batch.deliveries] == [1, 2, 3]
     assert [one.event for one in batch.deliveries[1:]] == list(prepared.events)
     assert batch.deliveries[0].event.type == "conversation.started"
-
-
-async def test_a_lane_of_ten_thousand_events_leaves_room_for_the_others(outbox: OutboxFile) -> None:
-    await say(outbox, "long", 10_000)
-    for number in range(50):
-        await say(outbox, f"short-{number}", 3)
-    found = sizes(await due(outbox))
-    assert len(found) == 51
-    assert all(found[f"short-{number}"] == 4 for number in range(50))
-    assert found["long"] == 100
 
 
 async def test_many_long_lanes_share_a_batch_evenly(outbox: OutboxFile) -> None:
@@ -162,19 +144,6 @@ async def test_owed_lanes_are_found_by_their_index(outbox: OutboxFile) -> None:
     assert not any("TEMP B-TREE" in row[3] for row in plan)
 
 
-async def test_counts_say_what_is_owed(outbox: OutboxFile) -> None:
-    await say(outbox, "a", 3)
-    await say(outbox, "b", 2)
-    await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'b'")
-    await say(outbox, "gone", 1)
-    await outbox.write(lambda connection: acknowledge(connection, {"gone": 2}, now_us=0))
-    found = await outbox.read(count_lanes)
-    log = "SELECT sum(length(data)), min(appended_at) FROM letopis_outbox_log WHERE conversation_id <> 'gone'"
-    assert found.pending == 7
-    assert [(found.pending_bytes, found.oldest_pending_us)] == await sql(outbox, log)
-    assert found.lanes == {"ready": 1, "retrying": 0, "blocked": 1, "paused": 0}
-
-
 async def test_bytes_of_a_large_backlog_are_extrapolated(outbox: OutboxFile) -> None:
     await outbox.append(prepare("a", [Message.user("x" * 100, id=f"m{number:05}") for number in range(12_000)]))
     found = await outbox.read(count_lanes)
@@ -189,28 +158,3 @@ async def test_tails_are_paged_by_conversation(outbox: OutboxFile) -> None:
     await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 2, "d": 3}, now_us=0))
     assert await outbox.read(partial(delivered_positions, limit=2)) == {"a": 1, "b": 2}
     assert await outbox.read(partial(delivered_positions, after="b", limit=2)) == {"d": 3}
-
-
-async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> None:
-
-    def fill(connection: sa.Connection) -> None:
-        for block in range(50):
-            messages = [[Message.user("x" * 500) for _ in range(9)] for _ in range(100)]
-            said = [prepare(f"c{block:02}-{number}", nine) for number, nine in enumerate(messages)]
-            append_events(connection.connection.cursor(), said, now_us=block)
-
-    await outbox.write(fill)
-
-    def batch(connection: sa.Connection) -> tuple[DueBatches, int]:
-        tracemalloc.start()
-        try:
-            found = next_batch(connection, waits=WAITS)
-            return found, tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    found, peak = await outbox.read(batch)
-
-    assert (await outbox.read(count_lanes)).pending == 50_000
-    assert sum(sizes(found).values()) == 500
-    assert peak < 4_000_000

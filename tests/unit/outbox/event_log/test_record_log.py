@@ -1,10 +1,8 @@
 """What the outbox file keeps of records: values beside their events, within bounds."""
 
 import asyncio
-import itertools
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lanes import count_lanes, next_batch
 from letopis.outbox.event_log.records.changes import prepare_clear, prepare_put, together
 from letopis.outbox.event_log.retention import prune_bodies
-from letopis.store import ABSENT, ConversationRewound, Message, OutboxFull, RecordConflict
+from letopis.store import ABSENT, ConversationRewound, Message, RecordConflict
 from tests.support.relays import sql
 
 CP = ("cp",)
@@ -66,23 +64,6 @@ async def test_a_batch_counts_values_and_a_value_larger_than_one_goes_alone(hist
     assert sizes == [[5 * MIB], [3 * MIB], [3 * MIB], [10]]
     counts = await history.outbox.read(count_lanes)
     assert 10 < counts.pending_bytes < 2_000
-
-
-async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, max_bytes=2 * MIB) as history:
-        records = history.records(space="app")
-
-        with pytest.raises(OutboxFull):  # noqa: PT012
-            # What is in use is measured once a second.
-            async with asyncio.timeout(30):
-                for number in itertools.count():
-                    await records.put(CP, f"{number}", bytes(200_000))
-                    await asyncio.sleep(0.05)
-        async with history.transaction() as tx:
-            with pytest.raises(OutboxFull):
-                await tx.put(records, CP, "other", 1)
-        held = await keys(history)
-        assert len(held) > 5 and "other" not in held
 
 
 async def test_a_replaced_value_goes_and_the_event_stays_comparable(history: History) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis import InvalidInput, Message, OutboxFile, Retention
-from letopis.outbox.event_log.append_encoding import prepare
+from letopis import OutboxFile, Retention
 from letopis.outbox.event_log.retention import Pruner
 from tests.support.relays import Hands, say, sql
 
@@ -59,15 +58,6 @@ async def test_what_is_pending_stays_whatever_its_age(outbox: OutboxFile, hands:
     assert await held(outbox, "c1") == list(range(4, 11))
 
 
-async def test_only_the_old_part_of_what_is_delivered_goes(outbox: OutboxFile, hands: Hands) -> None:
-    await fill(outbox, "c1", 5, delivered=5)
-    hands.advance(3 * 3_600)
-    await outbox.append(prepare("c1", [Message.user("new"), Message.user("newer")]))
-    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
-    await round_of(outbox, Pruner(Retention(keep_last=1, keep_for=timedelta(hours=1)), outbox.now_us, limit=2))
-    assert await held(outbox, "c1") == [6, 7]
-
-
 async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, hands: Hands) -> None:
     for number in range(12):
         await fill(outbox, f"c{number}", 30, delivered=30)
@@ -89,11 +79,3 @@ async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, ha
     assert sum(deleted) == pruner.pruned == 12 * 25
     for number in range(12):
         assert await held(outbox, f"c{number}") == [26, 27, 28, 29, 30]
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"keep_last": -1}, {"keep_last": 1.5}, {"keep_for": timedelta(seconds=-1)}, {"content": 3}]
-)
-def test_a_wrong_retention_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(InvalidInput):
-        Retention(**wrong)  # type: ignore[arg-type]
