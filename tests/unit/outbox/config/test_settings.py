@@ -25,10 +25,6 @@ def load(folder: Path, text: str | None = None, environ: dict[str, str] | None =
     return load_settings(environ=environ or {}, folder=folder, **options)
 
 
-def test_with_nothing_given_the_defaults_hold(tmp_path: Path) -> None:
-    assert load(tmp_path) == Settings(outbox=Path("bot.outbox.db"))
-
-
 def test_each_source_comes_before_the_next(tmp_path: Path) -> None:
     file = str(write(tmp_path, 'outbox = "file.db"\nstore = "postgresql://file/db"'))
     environ = {"LETOPIS_OUTBOX": "variable.db", "LETOPIS_STORE": "postgresql://variable/db"}
@@ -42,9 +38,9 @@ def test_each_source_comes_before_the_next(tmp_path: Path) -> None:
         assert (found.outbox_from, found.store_from) == sources
 
 
-def test_a_variable_that_is_empty_counts_as_not_set(tmp_path: Path) -> None:
+def test_a_variable_that_is_empty_counts_as_not_set_and_then_the_defaults_hold(tmp_path: Path) -> None:
     empty = {"LETOPIS_OUTBOX": "", "LETOPIS_STORE": "", "LETOPIS_STORE_FILE": "", "LETOPIS_CONFIG": ""}
-    assert load(tmp_path, environ=empty) == load(tmp_path)
+    assert load(tmp_path, environ=empty) == load(tmp_path) == Settings(outbox=Path("bot.outbox.db"))
 
 
 def test_the_outbox_lies_where_systemd_keeps_state(tmp_path: Path) -> None:
@@ -56,9 +52,6 @@ def test_the_configuration_file_may_be_named(tmp_path: Path) -> None:
     path = write(tmp_path, 'outbox = "x.db"', name="other.toml")
     by_flag, by_variable = load(tmp_path, config=str(path)), load(tmp_path, environ={"LETOPIS_CONFIG": str(path)})
     assert (by_flag, by_flag.file) == (by_variable, path)
-
-
-def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no configuration file"):
         load(tmp_path, config=str(tmp_path / "none.toml"))
 
@@ -94,18 +87,7 @@ def test_the_store_may_be_in_a_file_of_its_own(tmp_path: Path, end: str) -> None
     by_variable = load(tmp_path / "elsewhere", environ={"LETOPIS_STORE_FILE": str(secret)})
     by_file = load(tmp_path, 'store_file = "secret"')
     assert by_variable.store == by_file.store == f"postgresql://bot:{SECRET}@db/history"
-    assert by_variable.store_from == "LETOPIS_STORE_FILE"
-
-
-def test_what_the_relay_does_comes_from_the_file(tmp_path: Path) -> None:
-    policy = '[relay]\nbase = 2\ncap = 30.5\njitter = "none"\nattempts = 5\n'
-    found = load(tmp_path, f"{policy}[retention]\nkeep_last = 50\nkeep_hours = 0.5")
-    assert found.policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
-    assert found.retention == Retention(keep_last=50, keep_for=timedelta(minutes=30))
-
-
-def test_settings_do_not_show_the_store(tmp_path: Path) -> None:
-    assert SECRET not in repr(load(tmp_path, store=f"postgresql://bot:{SECRET}@db/history"))
+    assert (by_variable.store_from, SECRET in repr(by_variable)) == ("LETOPIS_STORE_FILE", False)
 
 
 WRONG = {
@@ -126,15 +108,10 @@ WRONG = {
     "policy value": ("[relay]\nbase = -1.0", "[relay] base: must be more than 0 seconds"),
     "retention key": ("[retention]\nkeep = 1", "[retention] 'keep' is not known"),
     "retention value": ("[retention]\nkeep_last = -1", "[retention] keep_last: must not be negative"),
-    "retention below zero": ("[retention]\nkeep_hours = -1", "[retention] keep_hours: must not be negative"),
     "retention for ever": ("[retention]\nkeep_hours = 1e300", "[retention] keep_hours: is no length of time"),
-    "retention nan": ("[retention]\nkeep_hours = nan", "[retention] keep_hours: is no length of time"),
     "policy nan": ("[relay]\nbase = nan", "[relay] base"),
-    "policy word": ('[relay]\njitter = "some"', "[relay] jitter: must be 'full' or 'none'"),
     "deep lists": (f"outbox = {'[' * 50_000}", "is not valid TOML"),
-    "many digits": (f"[relay]\nattempts = {'9' * 5_000}", "is not valid TOML"),
     "deep tables": (f"outbox = {'{a=' * 5_000}", "is not valid TOML"),
-    "content key": ("[retention.content]\nmax_age_day = 3", "did you mean 'max_age_days'"),
     "content value": ("[retention.content]\nmax_age_days = 0", "[retention.content] max_age_days: must be more than 0"),
     "content part": ("[retention.content]\nmax_messages = 2.5", "max_messages must be a whole number"),
     "content": ("[retention]\ncontent = 3", "content must be a table"),
@@ -153,20 +130,15 @@ def test_a_wrong_file_is_an_error_that_names_its_place(tmp_path: Path, text: str
     assert SECRET not in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "letopis.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigurationError, match="is not UTF-8"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "held", [b"", b"\n", b"a\nb", b"\xff", b"x" * 70_000], ids=["empty", "blank", "two", "bytes", "long"]
-)
+@pytest.mark.parametrize("held", [b"\n", b"a\nb", b"\xff", b"x" * 70_000], ids=["blank", "two", "bytes", "long"])
 def test_a_secret_that_cannot_be_a_url_is_an_error(tmp_path: Path, held: bytes) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(held)
     with pytest.raises(ConfigurationError, match="the store's URL"):
         load(tmp_path, environ={"LETOPIS_STORE_FILE": str(secret)})
+    (tmp_path / "letopis.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigurationError, match="is not UTF-8"):
+        load(tmp_path)
 
 
 def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
@@ -177,12 +149,15 @@ def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
     assert load(tmp_path, environ=environ, store="a.db").store == "a.db"
 
 
-def test_the_retention_of_content_is_read_with_its_rules(tmp_path: Path) -> None:
+def test_what_the_relay_does_comes_from_the_file(tmp_path: Path) -> None:
     text = (
-        "[retention]\nkeep_last = 3\n[retention.content]\nmax_age_days = 365\nmax_messages = 9\n"
+        '[relay]\nbase = 2\ncap = 30.5\njitter = "none"\nattempts = 5\n'
+        "[retention]\nkeep_last = 3\nkeep_hours = 0.5\n[retention.content]\nmax_age_days = 365\nmax_messages = 9\n"
         '[[retention.content.rules]]\ntag = "legal"\n[[retention.content.rules]]\nowner = "42"\nmax_age_days = 0.5\n'
     )
     rules = (RetentionRule(tag="legal"), RetentionRule(owner="42", max_age_days=0.5))
     content = ContentRetention(max_age_days=365, max_messages=9, rules=rules)
 
-    assert load(tmp_path, text).retention == Retention(keep_last=3, content=content)
+    found = load(tmp_path, text)
+    assert found.policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
+    assert found.retention == Retention(keep_last=3, keep_for=timedelta(minutes=30), content=content)

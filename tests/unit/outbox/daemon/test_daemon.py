@@ -1,7 +1,6 @@
 """The daemon in this process: which files it serves, what it says of them, and when it stops saying that it is well."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,11 +18,9 @@ from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.store._runtime import StoreRuntime
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import ConfigurationError
-from tests.support.relays import end, say, until
-from tests.support.sqlite_rows import rows
+from tests.support.relays import say, until
 
 
 class Told(Notifier):
@@ -82,18 +79,6 @@ async def running(
         done, _ = await asyncio.wait((task,), timeout=40)
         assert done, "the daemon does not end"
     task.result()
-
-
-def hold_batches(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Have the store hold every batch; return what is set once it has one."""
-    entered = asyncio.Event()
-
-    async def apply(*_: Any) -> Any:
-        entered.set()
-        await asyncio.sleep(600)
-
-    monkeypatch.setattr(ConversationStore, "apply", apply)
-    return entered
 
 
 @pytest.fixture
@@ -181,37 +166,6 @@ class TestFiles:
             await until(nothing_pending(daemon), patience=40)
 
         assert failures < 0
-
-
-class TestStart:
-    """What is waited for, and what ends a start."""
-
-    async def test_a_stop_during_the_start_closes_what_it_had_open(
-        self, bot: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        others = set(threading.enumerate())  # what an earlier test of this process still ends
-        looking = asyncio.Event()
-        look = StoreRuntime._prepare
-
-        async def looks(runtime: StoreRuntime) -> Any:
-            components = await look(runtime)
-            looking.set()
-            await asyncio.sleep(0.5)
-            return components
-
-        hold_batches(monkeypatch)
-        monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
-        monkeypatch.setattr("letopis.outbox.daemon.store_pool.CLOSE_TIMEOUT_SECONDS", 20)
-        monkeypatch.setattr(StoreRuntime, "_prepare", looks)
-        found = DaemonSettings(outboxes=(str(bot),))
-        daemon = Daemon(lambda: found, notifier=Told())
-        task = asyncio.create_task(daemon.run())
-        await asyncio.wait_for(looking.wait(), 20)
-        daemon.stop()
-        daemon.stop()
-        await asyncio.wait_for(task, 20)
-
-        assert not [new.name for new in set(threading.enumerate()) - others if new.name == "letopis-history"]
 
 
 class TestWatchdog:
@@ -311,15 +265,6 @@ class TestReload:
 
         level, text = logged
         assert [record.levelname for record in caplog.records if text in record.message] == [level]
-
-
-async def test_being_cancelled_closes_everything(bot: Path) -> None:
-    told = Told()
-    found = DaemonSettings(outboxes=(str(bot),))
-    task = asyncio.create_task(Daemon(lambda: found, notifier=told).run())
-    await until(lambda: told.count("READY"))
-    await end(task)
-    assert rows(bot, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
 
 
 async def test_the_lag_of_a_follower_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Many files in one daemon: which are open, when the others are opened, and what is said of them meanwhile."""
 
 import asyncio
-import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -338,24 +337,6 @@ class TestFileState:
         settled = await timetable.settled_state(path)
         await outbox.close()
         assert not state_of(path).holds_more_than(settled)
-
-    async def test_a_commit_of_one_who_closes_the_file_last_shows(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        before = await timetable.settled_state(path)
-        await made(path, "c1", messages=1)
-        after = state_of(path)
-        assert after.wal is None
-        assert after.holds_more_than(before)
-
-    async def test_another_file_at_the_path_shows(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        before = state_of(path)
-        shutil.copy2(path, tmp_path / "copy")
-        (tmp_path / "copy").replace(path)
-        after = state_of(path)
-
-        assert after.content == before.content
-        assert after.holds_more_than(before)
 
 
 async def test_an_outage_of_all_files_is_one_message_and_a_restart_repeats_nothing(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.concurrency.clock import Clock
@@ -65,7 +66,7 @@ def serve(port: str = "0", **options: Any) -> AbstractAsyncContextManager[Listen
 
 
 @pytest.mark.parametrize(("live", "status"), [(True, 200), (False, 503)])
-async def test_alive_is_who_comes_round_the_loop_whatever_the_files_are(live: bool, status: int) -> None:
+async def test_liveness_is_of_the_loop_whatever_the_files_are(live: bool, status: int) -> None:
     asked = await ask(HealthApp(live=lambda: live, snapshot=never), "/healthz/live")
     assert (asked.status, json.loads(asked.body)) == (status, {"live": live})
 
@@ -110,35 +111,34 @@ def test_late_deliveries_and_a_log_with_gaps_are_degraded() -> None:
     assert found == {"late": True, "progressing": False, "fresh": False, "gaps": True}
 
 
-async def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
+async def test_nothing_else_is_there_and_nothing_can_be_changed() -> None:
     plain = await ask(app(), "/metrics")
     opened = await ask(app(), "/metrics", accept="application/openmetrics-text; version=1.0.0")
-    assert plain.headers[b"content-type"].startswith(b"text/plain")
-    assert b"letopis_outbox_pending_events 6.0" in plain.body
-    assert opened.body.endswith(b"# EOF\n")
-
-
-async def test_nothing_else_is_there_and_nothing_can_be_changed() -> None:
     missing = await ask(app(), "/../etc/passwd")
     posted = await ask(app(), "/metrics", method="POST")
     head = await ask(app(), "/metrics", method="HEAD")
-    assert missing.status == 404
+    assert (missing.status, plain.headers[b"content-type"][:10]) == (404, b"text/plain")
+    names = {family.name for family in parse_openmetrics(opened.body.decode())}
+    assert "letopis_relay_delivered_events" in names and b"letopis_outbox_pending_events 6.0" in plain.body
     assert (posted.status, posted.headers[b"allow"]) == (405, b"GET, HEAD")
     assert (head.status, head.body) == (200, b"")
 
 
 @pytest.mark.parametrize(
-    ("text", "host", "port"),
+    ("text", "host", "port", "loopback"),
     [
-        ("9464", "127.0.0.1", 9464),
-        ("127.0.0.1:0", "127.0.0.1", 0),
-        ("0.0.0.0:9464", "0.0.0.0", 9464),  # noqa: S104
-        ("[::1]:9464", "::1", 9464),
-        (" localhost:1 ", "localhost", 1),
+        ("9464", "127.0.0.1", 9464, True),
+        ("127.0.0.2:0", "127.0.0.2", 0, True),
+        ("0.0.0.0:9464", "0.0.0.0", 9464, False),  # noqa: S104
+        ("[::1]:9464", "::1", 9464, True),
+        ("[::]:1", "::", 1, False),
+        (" localhost:1 ", "localhost", 1, True),
+        ("192.168.1.1:1", "192.168.1.1", 1, False),
     ],
 )
-def test_an_address_is_a_port_or_host_and_port(text: str, host: str, port: int) -> None:
-    assert parse_address(text) == ListenAddress(host=host, port=port)
+def test_an_address_is_a_port_or_host_and_port(text: str, host: str, port: int, loopback: bool) -> None:
+    found = parse_address(text)
+    assert (found, found.loopback) == (ListenAddress(host=host, port=port), loopback)
 
 
 @pytest.mark.parametrize("text", ["", "host", ":9464", "host:", "1:70000", "-1", "127.0.0.1:http"])
@@ -148,30 +148,16 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         parse_address(text)
 
 
-def test_only_this_machine_is_the_loopback() -> None:
-    assert all(parse_address(one).loopback for one in ("1", "127.0.0.2:1", "[::1]:1", "localhost:1"))
-    assert not any(parse_address(one).loopback for one in ("0.0.0.0:1", "[::]:1", "192.168.1.1:1"))
-
-
-async def test_a_port_that_is_taken_is_said_with_its_address() -> None:
+async def test_what_cannot_be_listened_to_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
-            async with serve(str(port)):
-                pytest.fail("it listens where somebody else does")
-
-
-async def test_a_host_that_does_not_exist_is_wrong_configuration() -> None:
-    with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid"):
-        async with serve("no-such-host.invalid:1"):
-            pytest.fail("it listens nowhere")
-
-
-async def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(ConfigurationError, match=r"letopis\[daemon\]"):
-        async with serve():
-            pytest.fail("it listens without a server")
+        port = str(taken.getsockname()[1])
+        cases = ((port, OSError, f"127.0.0.1:{port}"), ("no-such-host.invalid:1", ConfigurationError, "no-such-host"))
+        for address, error, says in (*cases, ("0", ConfigurationError, "letopis.daemon.")):
+            if address == "0":
+                monkeypatch.setitem(sys.modules, "uvicorn", None)
+            with pytest.raises(error, match=says):
+                async with serve(address):
+                    pytest.fail("it listens")
 
 
 async def raw(port: int, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

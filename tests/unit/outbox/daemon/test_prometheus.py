@@ -1,11 +1,12 @@
 """The metrics follow Prometheus's conventions, contain no personal data, and are the ones in the reference."""
 
+import asyncio
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from letopis.outbox.concurrency.clock import Clock
@@ -18,13 +19,16 @@ from letopis.outbox.daemon.health import (
     read_metrics,
 )
 from letopis.outbox.daemon.prometheus import METRICS, exposition
-from letopis.outbox.daemon.store_pool import Durations
+from letopis.outbox.daemon.store_pool import Durations, InstrumentedStore, StorePool
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import RelayStats
+from letopis.outbox.relay.relay import Relay
 from letopis.outbox.retry.circuit_breaker import Breaker
-from letopis.store.database.faults import FaultClass
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass, StoreFault
 from tests.support.paths import ROOT
+from tests.support.peers import refused_port, silent
 from tests.support.relays import DOWN, Hands, say
 
 PAGE = ROOT / "docs" / "reference" / "metrics.md"
@@ -91,6 +95,7 @@ def test_figures_of_all_files_are_summed_up() -> None:
     }
 
     assert {name: found[f"letopis_{name}"] for name in expected} == expected
+    assert figures().summary() == "2 outboxes, 1 standby, 6 pending, oldest 40 s, 1 blocked, store reachable"
 
 
 def test_the_histogram_is_cumulative_and_joins_all_stores() -> None:
@@ -127,10 +132,6 @@ def test_the_lag_of_a_name_is_that_of_all_stores() -> None:
     assert [found[f"letopis_follower_lag_events{{name={name}}}"] for name in names] == [7, 0]
 
 
-def test_the_line_for_people_says_the_state_in_a_few_words() -> None:
-    assert figures().summary() == "2 outboxes, 1 standby, 6 pending, oldest 40 s, 1 blocked, store reachable"
-
-
 def test_names_and_kinds_follow_the_conventions() -> None:
     for one in METRICS:
         assert re.fullmatch(r"letopis_[a-z][a-z_]*[a-z]", one.name)
@@ -158,13 +159,6 @@ def test_labels_are_few_and_known_beforehand() -> None:
     assert values <= known
 
 
-def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
-    body, content_type = exposition(figures(), "application/openmetrics-text; version=1.0.0")
-    assert content_type.startswith("application/openmetrics-text")
-    names = {family.name for family in parse_openmetrics(body.decode())}
-    assert "letopis_relay_delivered_events" in names
-
-
 def test_all_totals_of_a_relay_add_up() -> None:
     numbers = {name: number for number, name in enumerate(RelayStats.__slots__, start=1) if name != "faults"}
     total, one = RelayStats(), RelayStats(**numbers, faults=Counter({"poison": 2}))
@@ -186,3 +180,48 @@ async def test_a_file_is_read_as_it_is(outbox: OutboxFile) -> None:
     assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)
     assert found.wal_bytes > 0
     assert found.oldest_pending_us is not None
+
+
+def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> None:
+    durations = Durations()
+    for seconds in (0.001, 0.005, 0.006, 1_000.0):
+        durations.add(seconds)
+    assert (durations.buckets[:2], durations.buckets[-1]) == ([2, 1], 1)
+    assert (durations.count, durations.total) == (4, pytest.approx(1_000.012))
+
+
+def counted(store: InstrumentedStore) -> dict[str, int]:
+    return {outcome: one.count for outcome, one in store.deliveries.items()}
+
+
+async def test_deliveries_are_counted_by_outcome(outbox: OutboxFile, tmp_path: Path) -> None:
+    await say(outbox, "c1", 3)
+    store = InstrumentedStore(ConversationStore(tmp_path / "history.db"))
+    relay = Relay(outbox, store.store, apply=store.apply)
+    before = relay._dispatcher._clock.monotonic()
+    await relay.drain()
+
+    assert relay.stats.delivered == 4
+    assert counted(store) == {"ok": 1}
+    assert store.progress_at[outbox.origin.origin_id] >= before
+    await store.store.close()
+
+
+async def test_faults_are_counted_by_their_class_and_what_was_given_up_apart(outbox: OutboxFile) -> None:
+    async with silent() as port:
+        for place, error, outcome in (
+            (await refused_port(), StoreFault, "unavailable"),
+            (port, TimeoutError, "given_up"),
+        ):
+            store = InstrumentedStore(ConversationStore(f"postgresql://bot@127.0.0.1:{place}/h"))
+            with pytest.raises(error):
+                async with asyncio.timeout(1):
+                    await store.apply(outbox.origin, [])
+            await store.store.close()
+            assert counted(store) == {outcome: 1}
+
+
+async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) -> None:
+    handle = StorePool("postgresql://user@host/db?connections=7", clock=Clock()).get(tmp_path / "a.outbox.db")
+    await handle.rest()
+    assert handle.store._runtime.engine.pool.size() == 7  # type: ignore[attr-defined]

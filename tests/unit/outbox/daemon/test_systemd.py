@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,37 +10,21 @@ import pytest
 from letopis.outbox.daemon.systemd import Notifier
 
 
-@pytest.fixture
-def ear(tmp_path: Path) -> Iterator[socket.socket]:
+@pytest.mark.parametrize("abstract", [False, True])
+def test_each_message_arrives_as_the_protocol_spells_it(tmp_path: Path, abstract: bool) -> None:
+    name = f"letopis-notify-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
+        listening.bind(f"\0{name}" if abstract else name)
         listening.settimeout(5)
-        yield listening
-
-
-def told(ear: socket.socket) -> str:
-    return ear.recv(4096).decode()
-
-
-def test_each_message_arrives_as_the_protocol_spells_it(ear: socket.socket, tmp_path: Path) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
-    notifier.ready()
-    notifier.status("pending 3,\noldest 40 s")
-    notifier.alive()
-    notifier.stopping()
-    said = [told(ear) for _ in range(4)]
+        notifier = Notifier({"NOTIFY_SOCKET": f"@{name}" if abstract else name})
+        notifier.ready()
+        notifier.status("pending 3,\noldest 40 s")
+        notifier.alive()
+        notifier.stopping()
+        notifier.reloading()
+        *said, reloading = [listening.recv(4096).decode() for _ in range(5)]
     assert said == ["READY=1", "STATUS=pending 3, oldest 40 s", "WATCHDOG=1", "STOPPING=1"]
-    notifier.reloading()
-    assert re.fullmatch("RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*", told(ear))
-
-
-def test_an_abstract_address_is_understood() -> None:
-    name = f"letopis-notify-{os.getpid()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind("\0" + name)
-        listening.settimeout(5)
-        Notifier({"NOTIFY_SOCKET": "@" + name}).ready()
-        assert told(listening) == "READY=1"
+    assert re.fullmatch("RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*", reloading)
 
 
 def test_the_watchdog_is_fed_at_half_its_time_and_only_by_the_process_it_watches() -> None:

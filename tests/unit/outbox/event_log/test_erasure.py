@@ -14,7 +14,7 @@ from letopis.outbox.event_log.effects import count_unerased
 from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step, erase_messages
 from letopis.outbox.event_log.lookups import erases_owner
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.store import ConversationStore, ConversationTrimmed, Message, StoreUnavailable
+from letopis.store import ConversationDeleted, ConversationStore, ConversationTrimmed, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
 from letopis.store.model.events import utc_now
 from tests.support.relays import sql
@@ -76,6 +76,21 @@ async def test_what_is_not_erased_yet_is_not_read_while_the_store_is_down(tmp_pa
         assert (await history.search("words")).items == ()
         with suppress(StoreUnavailable):  # the past may not be known without the store
             assert [one.text for one in await history.messages("long", as_of=50) if one.text] == []
+
+
+async def test_a_step_writes_as_much_however_many_conversations_wait(outbox: OutboxFile) -> None:
+    for number in range(3 * STEP):
+        await outbox.append(prepare(f"c{number}", [Message.user("words"), ConversationDeleted()]))
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+
+    def step(connection: sa.Connection) -> int:
+        changes = [connection.exec_driver_sql("SELECT total_changes()").scalar_one()]
+        assert on_cursor(connection, work=effects.erase_delivered)
+        changes.append(connection.exec_driver_sql("SELECT total_changes()").scalar_one())
+        return changes[1] - changes[0]
+
+    assert 0 < await outbox.write(step) <= 2 * STEP
+    assert STEP < await outbox.read(count_unerased) < 3 * STEP
 
 
 async def test_a_trim_that_comes_again_leaves_nothing_to_erase(outbox: OutboxFile) -> None:

@@ -337,6 +337,20 @@ async def test_appends_that_wait_are_written_before_close_returns(outbox: Outbox
     assert all(task.result().written == 2 for task in tasks)
 
 
+def test_another_event_loop_is_told_so(tmp_path: Path) -> None:
+    async def opened() -> OutboxFile:
+        return await OutboxFile.open(tmp_path / "bot.db")
+
+    async def appended(outbox: OutboxFile) -> None:
+        await outbox.append(said())
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        outbox = first.run(opened())
+        with pytest.raises(Closed, match="event loop"):
+            second.run(appended(outbox))
+        first.run(outbox.close())
+
+
 def a_copy_in_its_place(path: Path) -> None:
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)

@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,31 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from letopis.outbox import History, Relay
+from letopis.outbox import History, OutboxFile, Relay
+from letopis.outbox.event_log.acknowledge import acknowledge
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.statements import on_cursor
+from letopis.outbox.pending_reads import pending_search
+from letopis.outbox.pending_reads.pending_search import pending_of, snapshot
+from letopis.outbox.pending_reads.pending_slice import read_slice
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
-from letopis.store import FaultClass, InvalidInput, Message, OutboxUnavailable, ReadTimeout, Saved, StoreFault
+from letopis.store import (
+    Conflict,
+    ConversationRewound,
+    FaultClass,
+    Message,
+    OutboxUnavailable,
+    ReadTimeout,
+    Saved,
+    StoreFault,
+)
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.reader import StoreView, ViewQuery
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from tests.support.pruning import prune
-from tests.support.relays import deliver_all, sql
-from tests.support.sayings import all_pages, change, present
+from tests.support.relays import deliver_all, lane, say, sql
+from tests.support.sayings import change, present
 
 
 @pytest.fixture
@@ -104,22 +122,6 @@ async def test_a_store_restored_meanwhile_is_completed(history: History, monkeyp
     assert len(await history.chat("c").events()) == 6
 
 
-async def test_pages_hold_a_chat_delivered_meanwhile(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(5):
-        await history.append(f"c{number}", Message.user("x"), owner="42")
-    listing = ConversationStore.conversations
-
-    async def delivered_after(self: ConversationStore, **asked: Any) -> Any:
-        page = await listing(self, **asked)
-        await deliver_all(history)
-        return page
-
-    monkeypatch.setattr(ConversationStore, "conversations", delivered_after)
-    found = await all_pages(partial(history.conversations, owner="42", limit=2))
-
-    assert [one.conversation_id for one in found] == ["c4", "c3", "c2", "c1", "c0"]
-
-
 async def test_an_activation_delivered_meanwhile_counts(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("old", "new"):
         await history.start("42", conversation_id=name)
@@ -172,23 +174,6 @@ async def test_a_fault_that_is_no_outage_is_raised(history: History, monkeypatch
     assert not history._parts.gateway.unavailable
 
 
-async def test_a_slow_read_is_answered_from_the_file(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    await history.append("c", Message.user("one"))
-    await deliver_all(history)
-    monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
-    view = OutboxAccess.view
-
-    async def slow(self: OutboxAccess, query: ViewQuery) -> StoreView:
-        await asyncio.sleep(0.8)
-        return await view(self, query)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(OutboxAccess, "view", slow)
-        page = await history.messages("c", last=5)
-    assert ([one.text for one in page], page.complete) == (["one"], False)
-    assert (await history.messages("c", last=5)).complete
-
-
 async def test_a_cancelled_statement_is_no_outage(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     await history.append("c", Message.user("one"))
     await deliver_all(history)
@@ -238,17 +223,6 @@ async def test_a_store_that_answers_a_process_that_was_suspended_is_in_time(
     await store.close()
 
 
-async def test_what_the_past_may_take_is_checked(history: History) -> None:
-    for wrong in (
-        history.messages("c", timeout=1),
-        history.chat("c").conversation(timeout=1),
-        history.messages("c", as_of=1, timeout=0),
-        history.chat("c").conversation(as_of=1, timeout=True),
-    ):
-        with pytest.raises(InvalidInput, match="timeout"):
-            await wrong
-
-
 async def test_what_is_said_after_an_outbox_was_restored_from_a_backup_is_read(tmp_path: Path) -> None:
     """The store holds other events at the places of those that are pending, so reads took them for delivered: what
     was blocked as diverged was in no read at all."""
@@ -288,3 +262,60 @@ async def test_a_damaged_event_is_named_and_not_quoted(tmp_path: Path) -> None:
                 await read()
             assert caught.value.__cause__ is None
             assert caught.value.__context__ is None
+
+
+async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    conflicts = {3: Conflict(expected=2, actual=7)}
+    await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded={"a": conflicts}))
+    read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
+    for since, known in ((2, conflicts), (3, {})):
+        assert (await outbox.read(partial(on_cursor, work=partial(read, since=since)))).conflicts == known
+
+
+async def test_a_file_that_the_loop_cannot_read_is_read_in_the_thread(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 1)
+
+    def busy(_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    outbox.probe.lookup("a")
+    assert outbox.probe.read(busy) is None
+    assert outbox.probe.read(lambda cursor: cursor) is None, "a connection with an error is not used again"
+    assert not outbox.probe.lookup("a").settled
+    assert outbox.probe.read(lambda cursor: cursor.execute("SELECT 1").fetchone()) == (1,)
+
+
+async def test_a_cut_tells_whether_its_message_is_in_the_slice_itself(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("a", [Message.user("one", id="m1"), Message.user("two", id="m2")]))
+    for target in ("m1", "older"):
+        await outbox.append(prepare("a", [ConversationRewound(to_message_id=target)]))
+    read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
+    pending = await outbox.read(partial(on_cursor, work=read))
+
+    assert pending.path_cuts(0) == [("m1", True), ("older", False)]
+    assert pending.path_cuts(2) == [("m1", False), ("older", False)]
+
+
+async def test_events_that_the_store_set_aside_are_marked(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    verdicts = {"a": {3: Conflict(expected=2, actual=7)}}
+    await outbox.write(partial(acknowledge, delivered={"a": 3}, now_us=1, superseded=verdicts))
+    before = replace(await lane(outbox, "a"), delivered=1)
+
+    found = await outbox.read(partial(pending_of, lanes=[before], origin_id=outbox.origin.origin_id))
+
+    marked = {event.sequence: SUPERSEDED_KEY in event.metadata for event in found["a"].events}
+    assert marked == {2: False, 3: True, 4: False}
+
+
+async def test_the_conversation_with_the_newest_event_is_read_where_not_all_fit(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("newest", "longest ago", "newest"):
+        await say(outbox, name)
+    monkeypatch.setattr(pending_search, "MAX_SEARCHED_EVENTS", 4)
+
+    found = await outbox.read(partial(snapshot, origin_id=outbox.origin.origin_id, conversation=None))
+
+    assert (list(found.conversations), found.complete) == (["newest"], False)

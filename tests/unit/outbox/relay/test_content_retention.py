@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 from unittest.mock import AsyncMock
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from letopis.outbox import OutboxFile
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.operations.status import read_status
 from letopis.outbox.relay.content_retention import ContentTrimmer
+from letopis.outbox.relay.idle_work import LOOK_INTERVAL_SECONDS, StoreTasks
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.relay.relay import Relay
@@ -109,3 +111,13 @@ async def test_a_page_of_checkpoints_has_ended_when_the_trimmer_is_closed(
     await page.began.wait()
     await trimmer.close()
     assert page.ended.is_set()
+
+
+async def test_tasks_that_another_relay_left_are_looked_for_now_and_then_and_in_idle_moments_only(hands: Hands) -> None:
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    tasks = StoreTasks(cast("ConversationStore", ToldStore()), clock)
+    for _ in range(2):
+        assert [tasks.due(idle=idle) for idle in (True, False)] == [True, False]
+        await tasks.step(None, idle=False)
+        assert not tasks.due(idle=True)
+        hands.advance(LOOK_INTERVAL_SECONDS)

@@ -3,16 +3,19 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.retry.circuit_breaker import (
     RAMP_START_EVENTS,
-    RECENT_OUTAGE_SECONDS,
     UNCERTAIN_PROBE_WAIT_SECONDS,
     Breaker,
     BreakerState,
 )
+from letopis.outbox.retry.policy import MIN_DELAY_SHARE, RetryPolicy
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import InvalidInput
 from tests.support.relays import DOWN, Hands, fault
 
 
@@ -105,15 +108,6 @@ def test_a_store_that_refuses_can_be_read_and_says_what_refused() -> None:
     assert (breaker.reason, str(breaker.outage)) == ("poison 23502", "a fault of the test [poison 23502]")
 
 
-def test_when_it_closes_it_forgets_whom_it_asked() -> None:
-    hands, breaker = made()
-    for name in ("a", "b"):
-        breaker.trip(DOWN, [name])
-        probe(hands, breaker, after=100)
-    breaker.record_success()
-    assert set(breaker.probe_exclusions()) == {frozenset()}
-
-
 def test_chance_spreads_the_probes_of_many_relays() -> None:
     first = []
     for seed in range(200):
@@ -169,13 +163,18 @@ def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() ->
 def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, ["a"])
-    probe(hands, breaker, after=90)
+    for seconds in (30, 60):
+        probe(hands, breaker, after=seconds)
+        if seconds == 30:
+            breaker.trip(fault(FaultClass.MISCONFIGURED, "42P01"), ["c"])
+            assert breaker.reason == "misconfigured 42P01", "what the store says last"
     assert breaker.record_success() == 90
     assert (breaker.closed, breaker.reason, breaker.remaining(), breaker.suspects) == (True, None, 0, frozenset())
     assert breaker.record_success() is None
     breaker.end_probe()  # of the probe that closed it
     breaker.trip(DOWN, ["b"])
     assert (breaker.closed, breaker.trips, breaker.suspects) == (False, 2, {"b"})
+    assert next(breaker.probe_exclusions()) == {"b"}, "nor is it known who was asked before"
 
 
 @pytest.mark.parametrize("largest", [500, 4 * RAMP_START_EVENTS])
@@ -207,26 +206,6 @@ def test_a_fault_during_the_ramp_starts_it_anew() -> None:
     assert breaker.batch_limit(500) == 2 * RAMP_START_EVENTS
 
 
-def test_the_waits_begin_anew_with_the_next_outage() -> None:
-    hands, breaker = made()
-    for _ in range(6):
-        breaker.trip(DOWN, [])
-        probe(hands, breaker, after=100)
-    breaker.record_success()
-    breaker.trip(DOWN, [])
-
-    assert breaker.remaining() == 1
-
-
-def test_a_jumping_clock_neither_stretches_nor_multiplies_the_wait() -> None:
-    hands, breaker = made()
-    breaker.trip(DOWN, [])
-    hands.jump(-3_600)
-    assert breaker.remaining() == 1
-    hands.advance(1)
-    assert breaker.remaining() == 0
-
-
 def test_next_attempt_is_when_the_wait_ends() -> None:
     hands, breaker = made()
     assert breaker.next_attempt_us is None
@@ -236,24 +215,43 @@ def test_next_attempt_is_when_the_wait_ends() -> None:
     assert due == breaker.next_attempt_us == int(hands.wall.timestamp()) * 1_000_000
 
 
-def test_the_reason_follows_what_the_store_says_last() -> None:
-    hands, breaker = made()
-    breaker.trip(DOWN, [])
-    since = breaker.since_us
-    probe(hands, breaker)
-    breaker.trip(fault(FaultClass.MISCONFIGURED, "42P01"), [])
-    assert (breaker.reason, breaker.since_us) == ("misconfigured 42P01", since)
+UNIFORM = random.Random(1).uniform
 
 
-@pytest.mark.parametrize(("outage", "wait"), [(RECENT_OUTAGE_SECONDS - 1, 5), (RECENT_OUTAGE_SECONDS, 31)])
-def test_probes_are_frequent_for_the_first_half_minute(outage: float, wait: float) -> None:
-    hands, breaker = made()
-    start = hands.monotonic()
-    for _ in range(6):
-        breaker.trip(DOWN, ["a", "b", "c"])
-        hands.advance(breaker.remaining())
-        assert breaker.begin_probe()
-    hands.advance(start + outage - hands.monotonic())
-    breaker.trip(DOWN, ["a", "b", "c"])
+def test_full_jitter_draws_from_the_floor_to_the_bound() -> None:
+    asked: list[tuple[float, float]] = []
 
-    assert breaker.remaining() == wait
+    def lowest(low: float, high: float) -> float:
+        asked.append((low, high))
+        return low
+
+    waits = [RetryPolicy(base=1, factor=2, cap=3).delay(retry, uniform=lowest) for retry in (1, 2, 3)]
+
+    assert asked == [(MIN_DELAY_SHARE, 1.0), (MIN_DELAY_SHARE, 2.0), (MIN_DELAY_SHARE, 3.0)]
+    assert waits == [MIN_DELAY_SHARE] * 3
+
+
+@given(retry=st.integers(-5, 10**9), base=st.floats(1e-3, 1e3), factor=st.floats(1, 1e6), over=st.floats(1, 1e6))
+def test_a_wait_is_never_above_the_cap_and_never_shrinks(retry: int, base: float, factor: float, over: float) -> None:
+    policy = RetryPolicy(base=base, factor=factor, cap=base * over)
+    assert 0 < policy.bound(retry) <= policy.cap
+    assert policy.bound(retry) <= policy.bound(retry + 1)
+
+
+NAN, ENDLESS = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("base", value) for value in (0, -1, NAN, ENDLESS, "1")),
+        *(("factor", value) for value in (0.5, ENDLESS, None)),
+        *(("cap", value) for value in (0.5, ENDLESS, "60")),
+        *(("attempts", value) for value in (-1, 1.5)),
+        ("jitter", "some"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        RetryPolicy(**{field: value})  # type: ignore[arg-type]
+    assert refused.value.field == field

@@ -1,8 +1,10 @@
-"""What an import asks of the history store does not grow with the conversation."""
+"""What an import asks of the history store does not grow with the conversation; what an export holds of each."""
 
+import json
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,6 +13,7 @@ from letopis import ConversationStore, Message
 from letopis.outbox import History, OutboxFile, Relay, Retention
 from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.transfer import importer
+from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import ImportCounts, Importer
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.transfer.jsonl import Line, Refused
@@ -89,3 +92,27 @@ async def test_what_the_store_has_erased_counts_as_known(
     counts, refused = await imported(another, store, lines(changed=3))
     await another.close()
     assert (counts.imported, counts.known, refused) == (0, COUNT, [])
+
+
+async def exported(history: History) -> list[dict[str, Any]]:
+    await deliver_all(history)
+    return [json.loads(line) async for line in Exporter(history).of_all()]
+
+
+async def test_a_fork_is_whole_without_its_parent(history: History) -> None:
+    await history.append("parent", Message.user("one", id="m1"), Message.assistant("two", id="m2"))
+    await history.chat("parent").fork("fork", at="m1")
+    await history.append("fork", Message.assistant("another two", id="m3"))
+    contents = {(one["conversation_id"], one["content"]) for one in await exported(history)}
+    assert contents == {("parent", "one"), ("parent", "two"), ("fork", "one"), ("fork", "another two")}
+
+
+async def test_what_is_archived_is_exported_and_what_is_deleted_is_not(history: History) -> None:
+    for name in ("open", "archived", "deleted"):
+        await history.append(name, Message.user(f"in {name}"))
+    await history.chat("archived").archive()
+    await history.append("open", Message.assistant("as far as", status="interrupted"))
+    await history.chat("deleted").delete()
+    found = await exported(history)
+    assert sorted(one["conversation_id"] for one in found) == ["archived", "open", "open"]
+    assert [one["status"] for one in found if one["content"] == "as far as"] == ["interrupted"]
