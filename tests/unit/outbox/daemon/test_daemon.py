@@ -102,17 +102,6 @@ async def stored(path: Path) -> int:
 class TestFiles:
     """Which files are served."""
 
-    async def test_two_files_share_one_store_one_pool_and_one_breaker(self, tmp_path: Path) -> None:
-        one = await made(tmp_path / "a.outbox.db", "a1", "a2")
-        two = await made(tmp_path / "b.outbox.db", "b1")
-        async with running(one, two, store=str(tmp_path / "history.db")) as daemon:
-            await until(nothing_pending(daemon))
-            first, second = daemon.workers
-            assert first.destination is second.destination
-            assert first.destination.store._runtime.engine._pool._size == 2  # type: ignore[attr-defined]
-
-        assert await stored(tmp_path / "history.db") == 9
-
     async def test_a_pattern_takes_files_in_as_they_come_and_lets_them_go(self, tmp_path: Path) -> None:
         async with running(tmp_path / "*.db", store=str(tmp_path / "all.history.db")) as daemon:
             assert daemon.workers == ()

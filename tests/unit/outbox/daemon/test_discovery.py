@@ -11,7 +11,6 @@ import pytest
 from letopis.outbox.daemon import discovery
 from letopis.outbox.daemon.discovery import OutboxScanner, find_outboxes, is_pattern, may_be_outbox
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.errors import ConfigurationError
 from tests.support.platforms import posix_only
 from tests.support.relays import Hands
 
@@ -37,11 +36,6 @@ def test_one_file_under_several_names_is_found_once(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "a.db")
     names = (f"{tmp_path}/a.db", f"sqlite:///{tmp_path}/a.db", f"{tmp_path}/link.db", f"{tmp_path}/*.db")
     assert [(one.path.name, one.matched) for one in find_outboxes(names)] == [("a.db", False)]
-
-
-def test_what_cannot_be_a_file_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="local SQLite file"):
-        find_outboxes(["postgresql://db/x"])
 
 
 async def test_an_outbox_is_told_from_other_files_and_nothing_is_written(tmp_path: Path) -> None:

@@ -411,18 +411,13 @@ class TestMachine:
         file.chmod(0o644)
         assert settings_of(tmp_path, {})["secrets"].level == Level.WARN
 
-    @pytest.mark.parametrize(
-        ("environ", "expected"),
-        [
-            ({}, Level.WARN),
-            ({"LETOPIS_ALERTS": "https://example.com/hook"}, Level.OK),
-            ({"LETOPIS_LANGUAGE": "tlh"}, Level.FAIL),
-        ],
-    )
-    def test_channels_of_alerts(self, tmp_path: Path, environ: dict[str, str], expected: Level) -> None:
-        assert settings_of(tmp_path, environ)["alerts"].level == expected
-
-    def test_rules_for_checkpoints_need_langgraph(self, tmp_path: Path) -> None:
+    def test_channels_of_alerts_and_what_rules_for_checkpoints_need(self, tmp_path: Path) -> None:
+        for name, value, expected in (
+            ("", "", Level.WARN),
+            ("LETOPIS_ALERTS", "https://example.com/hook", Level.OK),
+            ("LETOPIS_LANGUAGE", "tlh", Level.FAIL),
+        ):
+            assert settings_of(tmp_path, {name: value})["alerts"].level == expected
         file = tmp_path / "letopis.toml"
         file.write_text("[retention.content]\nmax_age_days = 3", encoding="utf-8")
         assert "retention" not in settings_of(tmp_path, {})

@@ -93,14 +93,10 @@ def composed(*pieces: str | Part, limits: Limits | None = None) -> DraftContent:
     return composition
 
 
-def test_pieces_of_text_are_one_text() -> None:
-    composition = composed("Good", "", " day", Text(" there"))
-    assert composition.content == composition.text == "Good day there"
-    assert (composition.characters, composition.empty) == (14, False)
-    assert composed().empty and composed("").empty and composed().content == ""
-
-
-def test_other_parts_stand_where_they_were_said() -> None:
+def test_pieces_of_text_are_one_text_and_other_parts_stand_where_they_were_said() -> None:
+    text = composed("Good", "", " day", Text(" there"))
+    assert (text.content, text.text, text.characters, text.empty) == (*("Good day there",) * 2, 14, False)
+    assert composed("").empty and composed().content == ""
     call = ToolCall("call-1", "weather", {"in": "Oslo"})
     composition = composed(Reasoning("hm"), Reasoning(", so"), "It is ", "cold", call, "!", File("file:///a"))
     assert composition.content == (Reasoning("hm, so"), Text("It is cold"), call, Text("!"), File("file:///a"))

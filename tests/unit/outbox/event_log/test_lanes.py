@@ -34,18 +34,10 @@ async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> No
     assert batch.deliveries[0].event.type == "conversation.started"
 
 
-async def test_many_long_lanes_share_a_batch_evenly(outbox: OutboxFile) -> None:
-    for number in range(40):
-        await say(outbox, f"long-{number}", 300)
-    found = sizes(await due(outbox))
-    assert sum(found.values()) == 500
-    assert min(found.values()) == 12
-
-
 async def test_a_batch_is_bounded_by_events_lanes_and_events_a_lane(outbox: OutboxFile) -> None:
     for number in range(10):
         await say(outbox, f"c{number}", 20)
-    assert sum(sizes(await due(outbox, max_events=7)).values()) == 7
+    assert sorted(sizes(await due(outbox, max_events=37)).values()) == [9, 9, 9, 10]
     assert len(sizes(await due(outbox, max_lanes=3))) == 3
     assert set(sizes(await due(outbox, per_lane=5)).values()) == {5}
     assert sizes(await due(outbox, max_events=1)) == {"c0": 1}

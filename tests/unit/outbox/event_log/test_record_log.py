@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History, RecordPut
+from letopis.outbox import History
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lanes import count_lanes, next_batch
@@ -100,26 +100,3 @@ async def test_conditions_of_one_commit_see_each_other(history: History) -> None
     assert [isinstance(outcome, RecordConflict) for outcome in outcomes] == [False, True, False, False]
     bodies = await rows(history, "SELECT body FROM letopis_outbox_record_bodies ORDER BY position")
     assert bodies == [(b"1",), (b"3",)]
-
-
-async def test_a_replaced_value_with_a_condition_stays_as_the_store_decides_it(history: History) -> None:
-    scope = history.records(conversation="chat-1").scope
-    await history.outbox.append(together(scope, [prepare_put(scope, CP, "a", 1, expected=ABSENT)], trusting=True))
-    await history.records(conversation="chat-1").put(CP, "a", 2)
-
-    bodies = await rows(history, "SELECT body FROM letopis_outbox_record_bodies ORDER BY position")
-    assert bodies == [(b"1",), (b"2",)]
-
-
-async def test_changes_of_several_lanes_are_written_all_or_none(history: History) -> None:
-    records = history.records(space="app", new=True)
-    puts = [RecordPut((f"{number}",), "a", number, ABSENT) for number in range(40)]
-
-    with pytest.raises(RecordConflict):
-        await records.put_many([*puts, puts[0]])
-    assert await rows(history, "SELECT count(*) FROM letopis_outbox_lanes") == [(0,)]
-    receipts = await records.put_many(puts)
-    assert len({receipt.revision for receipt in receipts}) == 40
-    pending = "SELECT count(*) FROM letopis_outbox_lanes WHERE head > 0 AND pending_since IS NOT NULL"
-    [(lanes,)] = await rows(history, pending)
-    assert 1 < lanes <= 16

@@ -15,14 +15,12 @@ from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from letopis import Closed, ConfigurationError, ConversationStore, Message, OutboxFile, OutboxFull, OutboxUnavailable
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.schema import metadata
 from letopis.outbox.file import inspection
-from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, explained, outbox_path, read_file
+from letopis.outbox.file.inspection import explained, outbox_path, read_file
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.pending_probe import PendingProbe
 from letopis.outbox.file.sqlite_errors import translate
@@ -37,16 +35,6 @@ from tests.support.resources import open_descriptors
 from tests.support.sqlite_rows import change, rows
 
 COUNT = "SELECT count(*) FROM letopis_outbox_events"
-
-
-def run(code: str, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments],
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 async def events(outbox: OutboxFile) -> int:
@@ -73,7 +61,11 @@ def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) ->
         for line in sys.stdin:
             asyncio.run(main(line.strip(), sys.argv[1]))
     """
-    racers = [run(code, str(number), stdin=subprocess.PIPE) for number in range(4)]
+    command, pipe = [sys.executable, "-c", textwrap.dedent(code)], subprocess.PIPE
+    racers = [
+        subprocess.Popen([*command, str(number)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for number in range(4)
+    ]
     for round_ in range(6):
         path = tmp_path / f"race-{round_}.db"
         for racer in racers:
@@ -438,16 +430,3 @@ async def test_the_migrated_file_is_what_the_tables_say(outbox: OutboxFile, tmp_
     with made.connect() as connection:
         assert await outbox.read(shape) == shape(connection)
     made.dispose()
-
-
-async def test_downgrading_takes_everything_of_ours_away_and_nothing_else(outbox: OutboxFile) -> None:
-    def down(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("CREATE TABLE credits (n INTEGER)")
-        config = Config()
-        config.set_main_option("script_location", OUTBOX_MIGRATIONS.location)
-        config.attributes.update(connection=connection, version_table=OUTBOX_MIGRATIONS.version_table)
-        command.downgrade(config, "base")
-
-    await outbox.write(down)
-    names = await outbox.read(lambda connection: set(sa.inspect(connection).get_table_names()))
-    assert names == {"credits", "letopis_outbox_version"}

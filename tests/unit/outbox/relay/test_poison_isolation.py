@@ -316,17 +316,6 @@ async def test_bad_conversations_that_stand_side_by_side_before_sound_ones_are_e
     assert len(sent.delivered) == sound
 
 
-async def test_charged_conversations_are_no_evidence_against_the_store() -> None:
-    names = [f"bad-{number}" for number in range(4)]
-    bad = [batch(name, 1) for name in names]
-    isolation = made(ToldStore(refusing(POISON, *((name, 1) for name in names))))
-    await isolation.send([batch("sound", 1), *bad])
-    sent = await isolation.send(bad, suspects=names)
-
-    assert sent.fault is None
-    assert charges(sent) == {(name, 1, True, False) for name in names}
-
-
 async def test_the_most_suspicious_conversation_goes_last() -> None:
     attribution = FaultAttribution()
     for others, times in (("worse", 3), ("bad", 2)):

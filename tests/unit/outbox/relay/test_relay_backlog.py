@@ -9,19 +9,15 @@ import pytest
 
 from letopis.outbox.event_log.lanes import DueBatches
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.retry.circuit_breaker import BreakerState
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.support.relays import (
     DOWN,
     Hands,
     ToldStore,
     bind_to,
-    drained,
     end,
     figures,
-    lane,
     relay_on,
-    running,
     say,
     sql,
 )
@@ -121,21 +117,6 @@ async def test_batches_after_an_outage_start_small_and_double(
     hands.advance(100)
 
     assert [(await relay._dispatcher.run_batches()).delivered for _ in range(5)] == [1, 8, 16, 32, 64]
-
-
-async def test_an_outage_in_the_middle_charges_nobody_and_loses_nothing(outbox: OutboxFile) -> None:
-    store = Slow()
-    store.refuse = lambda _: DOWN if len(store.batches) > 2 else None
-    relay = relay_on(outbox, store)
-
-    assert await relay.drain() == 1_000
-    assert relay.breaker.state is BreakerState.OPEN
-    assert (await lane(outbox, "c119")).attempts == 0
-    store.refuse = lambda _: None
-    async with running(relay):
-        await drained(outbox)
-
-    assert complete(store)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.05])

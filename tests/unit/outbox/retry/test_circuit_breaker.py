@@ -52,6 +52,9 @@ def test_probes_come_after_one_two_four_seconds_up_to_a_minute_and_never_end() -
     for _ in range(1_000):
         assert not breaker.begin_probe()
         waits.append(probe(hands, breaker))
+        assert not breaker.begin_probe(), "one at a time"
+        breaker.end_probe()
+        assert breaker.begin_probe()
         breaker.trip(DOWN, ["d"])
 
     assert waits[:10] == [1, 2, 4, 5, 5, 5, 5, 5, 33, 60]
@@ -139,15 +142,6 @@ def test_no_wait_is_longer_than_the_outage_so_far_and_a_second(lasts: float, lea
     assert least < longest <= most
 
 
-def test_only_one_probe_is_made_at_a_time() -> None:
-    hands, breaker = made()
-    breaker.trip(DOWN, [])
-    probe(hands, breaker)
-    assert not breaker.begin_probe()
-    breaker.end_probe()
-    assert breaker.begin_probe()
-
-
 def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() -> None:
     hands, breaker = made(lambda low, high: high / 10)
     for name in "abcdef":
@@ -191,19 +185,10 @@ def test_after_an_outage_the_batches_grow_from_small_to_full(largest: int) -> No
         limits.append(breaker.batch_limit(largest))
         breaker.record_success()
 
+    breaker.trip(DOWN, [])
+    assert not breaker.ramping, "a fault starts it anew"
     assert limits[:3] == [RAMP_START_EVENTS, 2 * RAMP_START_EVENTS, 4 * RAMP_START_EVENTS]
     assert (limits[-1], limits) == (largest, sorted(set(limits)))
-
-
-def test_a_fault_during_the_ramp_starts_it_anew() -> None:
-    hands, breaker = made()
-    for _ in range(2):
-        breaker.trip(DOWN, [])
-        probe(hands, breaker)
-        breaker.record_success()
-        breaker.record_success()
-
-    assert breaker.batch_limit(500) == 2 * RAMP_START_EVENTS
 
 
 def test_next_attempt_is_when_the_wait_ends() -> None:
