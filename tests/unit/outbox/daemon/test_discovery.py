@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -95,23 +96,14 @@ async def test_a_file_that_is_no_outbox_is_examined_again_when_it_changes_or_aft
     other = tmp_path / "other.db"
     other.write_text("not a database")
     hands = Hands()
-    examined: list[str] = []
-
-    def holds(path: Path) -> bool:
-        examined.append(path.name)
-        return may_be_outbox(path)
-
-    monkeypatch.setattr(discovery, "may_be_outbox", holds)
+    examined = Mock(side_effect=may_be_outbox)
+    monkeypatch.setattr(discovery, "may_be_outbox", examined)
     scanner = OutboxScanner(monotonic=hands.monotonic)
 
-    [found] = scanner.scan([f"{tmp_path}/*.db"], [])
-    assert found.path == outbox.path
-    assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
-    assert examined == ["bot.db", "other.db"]
-
-    other.write_text("still not a database")
-    os.utime(other, ns=(1, 1))
-    assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
-    hands.advance(discovery.NON_OUTBOX_RECHECK_SECONDS + 1)
-    assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
-    assert examined == ["bot.db", "other.db", "other.db", "other.db"]
+    assert [found.path for found in scanner.scan([f"{tmp_path}/*.db"], [])] == [outbox.path]
+    later = discovery.NON_OUTBOX_RECHECK_SECONDS + 1
+    changes = (lambda: None, lambda: os.utime(other, ns=(1, 1)), lambda: hands.advance(later))
+    for times, change in enumerate(changes, start=2):
+        change()
+        assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
+        assert examined.call_count == times

@@ -15,8 +15,10 @@ from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.daemon import outbox_worker, timetable
 from letopis.outbox.daemon.daemon import Daemon
+from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import HealthSnapshot
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.timetable import state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -299,6 +301,26 @@ async def test_a_stopped_holder_is_taken_over_and_one_that_gives_signs_of_life_i
         await end(signs)
         stopped.release()
         living.release()
+
+
+async def test_the_metrics_of_very_many_changed_files_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.daemon.fleet.MAX_FILES_READ", 2)
+    paths = await made_fleet(tmp_path)
+    read = list[Path]()
+    reads = outbox_worker.read_file
+    monkeypatch.setattr(outbox_worker, "read_file", lambda path, work: (read.append(path), reads(path, work))[1])
+    several = Fleet()
+    for path in paths:
+        several.add(OutboxWorker(OutboxMatch(path=path, matched=True), None, None))  # type: ignore[arg-type]
+    sums = []
+    for _ in range(3):
+        read.clear()
+        sums.append(sum(one.pending for one in await several.metrics()))
+        assert len(read) <= 2
+
+    assert sums == [6, 12, 18]
 
 
 class TestFileState:

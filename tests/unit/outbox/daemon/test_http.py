@@ -174,14 +174,6 @@ async def is_live(port: int) -> bool:
     return answer.startswith(b"HTTP/1.1 200")
 
 
-async def test_it_answers_while_it_is_listening_and_no_longer() -> None:
-    async with serve() as address:
-        assert address.host == "127.0.0.1"
-        assert await is_live(address.port)
-    with pytest.raises(ConnectionRefusedError):
-        await is_live(address.port)
-
-
 async def listening(_: Any, receive: Any, send: Any) -> None:
     """An application that reads a request to its end before it answers."""
     while (await receive()).get("more_body"):

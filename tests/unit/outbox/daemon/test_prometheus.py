@@ -221,7 +221,9 @@ async def test_faults_are_counted_by_their_class_and_what_was_given_up_apart(out
             assert counted(store) == {outcome: 1}
 
 
-async def test_a_store_that_rested_keeps_the_options_of_its_url(tmp_path: Path) -> None:
-    handle = StorePool("postgresql://user@host/db?connections=7", clock=Clock()).get(tmp_path / "a.outbox.db")
+async def test_outboxes_share_one_store_which_keeps_the_options_of_its_url_when_it_rested(tmp_path: Path) -> None:
+    pool = StorePool("postgresql://user@host/db?connections=7", clock=Clock())
+    handle = pool.get(tmp_path / "a.outbox.db")
+    assert pool.get(tmp_path / "b.outbox.db") is handle
     await handle.rest()
     assert handle.store._runtime.engine.pool.size() == 7  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, FileWatcher, Signal
+from letopis.outbox.file.change_watcher import FileWatcher, Signal
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.pending_probe import UNKNOWN_PROGRESS
 from tests.support.platforms import posix_only
@@ -71,11 +71,6 @@ async def test_nothing_is_heard_of_what_was_committed_before_or_rolled_back(
         await asyncio.sleep(0.1)
 
     assert signal.generation == 0
-
-
-async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile) -> None:
-    pauses = [watching(outbox, Signal())._pause(quiet) for quiet in (0, 0.2, 2, 10, 3_600)]
-    assert pauses == [POLL_MIN_SECONDS, POLL_MIN_SECONDS, 0.02, 0.1, POLL_MAX_SECONDS]
 
 
 @pytest.mark.parametrize("replaced", [True, False])

@@ -14,7 +14,7 @@ from unittest.mock import Mock, create_autospec
 import pytest
 import sqlalchemy as sa
 
-from letopis import InvalidInput, Message, OutboxFile, OutboxFull, OutboxUnavailable
+from letopis import Message, OutboxFile, OutboxFull, OutboxUnavailable
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.file import committer, opening
@@ -64,17 +64,6 @@ async def test_an_append_waits_for_whoever_holds_the_gate(outbox: OutboxFile) ->
 
     outbox.gate.release()
     assert await waiting == 2
-
-
-async def test_both_bells_ring_after_the_commit(outbox: OutboxFile) -> None:
-    appended, changed = outbox.appended.generation, outbox.changed.generation
-
-    await outbox.append(prepare("c1", [Message.user("x")], owner="1"))
-    assert (outbox.appended.generation, outbox.changed.generation) == (appended + 1, changed)
-    await outbox.write(lambda connection: None)
-    with pytest.raises(InvalidInput):
-        await outbox.append(prepare("c1", [Message.user("x")], owner="2"))
-    assert (outbox.appended.generation, outbox.changed.generation) == (appended + 1, changed + 1)
 
 
 async def test_work_that_fails_fails_alone(outbox: OutboxFile) -> None:

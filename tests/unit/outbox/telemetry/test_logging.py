@@ -31,12 +31,9 @@ def test_a_hostile_id_stays_one_line_of_harmless_characters(formatter: logging.F
     line = formatter.format(record(conversation_id=HOSTILE))
     assert len(line.splitlines()) == 1
     assert "\x1b" not in line
-
-
-def test_json_gives_the_id_back_as_it_was() -> None:
-    value = json.loads(JsonFormatter().format(record(conversation_id=HOSTILE, attempts=3)))
-    assert (value["conversation_id"], value["attempts"]) == (HOSTILE, 3)
-    assert (value["level"], value["message"]) == ("WARNING", "said")
+    if isinstance(formatter, JsonFormatter):
+        value = json.loads(line)
+        assert (value["conversation_id"], value["level"], value["message"]) == (HOSTILE, "WARNING", "said")
 
 
 def test_context_comes_first_and_under_fixed_names() -> None:
