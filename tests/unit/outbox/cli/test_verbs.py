@@ -78,13 +78,6 @@ def test_salvage_says_what_is_lost(letopis: Command, lost: bool) -> None:
     assert ("their conversations are blocked" in done.err) is lost
 
 
-def test_rebind_names_what_is_lost(letopis: Command) -> None:
-    talk("words")
-    change("bot.outbox.db", "UPDATE letopis_outbox_lanes SET pruned = head", "DELETE FROM letopis_outbox_events")
-    assert letopis("--store", "new.db", "db", "upgrade").code == Exit.OK
-    assert letopis("--store", "new.db", "outbox", "rebind", "--yes")[:2] == (Exit.OK, "       2  c1\n")
-
-
 @pytest.mark.parametrize(("name", "texts"), [((), ["third"]), (("--from", "copy"), ["first", "second", "third"])])
 def test_follow_begins_now_or_where_it_ended(
     letopis: Command, monkeypatch: pytest.MonkeyPatch, name: tuple[str, ...], texts: list[str]
@@ -103,23 +96,16 @@ def test_follow_begins_now_or_where_it_ended(
     assert (done.code, [entry["content"] for entry in data if "content" in entry]) == (130, texts)
 
 
-@pytest.mark.parametrize(
-    ("words", "toml", "named"),
-    [
-        ((), "", False),
-        ((), "[daemon]\ntrace_conversations = true\n", True),
-        (("--trace-conversations",), "", True),
-    ],
-)
 def test_relay_names_conversations_only_where_it_is_configured(
-    letopis: Command, words: tuple[str, ...], toml: str, named: bool, monkeypatch: pytest.MonkeyPatch
+    letopis: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[DaemonSettings] = []
+    read: list[bool] = []
 
     async def run(configure: Callable[[], DaemonSettings]) -> None:
-        read.append(configure())
+        read.append(configure().trace_conversations)
 
     monkeypatch.setattr("letopis.outbox.cli.relay._run", run)
-    Path("letopis.toml").write_text(toml)
-    assert letopis("relay", *words).code == Exit.OK
-    assert [found.trace_conversations for found in read] == [named]
+    for toml, words in (("", ()), ("[daemon]\ntrace_conversations = true\n", ()), ("", ("--trace-conversations",))):
+        Path("letopis.toml").write_text(toml)
+        assert letopis("relay", *words).code == Exit.OK
+    assert read == [False, True, True]

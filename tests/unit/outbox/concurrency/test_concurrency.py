@@ -46,6 +46,7 @@ def test_a_deadline_comes_when_its_time_has_passed_by_either_clock(
         ("a restart", 0, 20, 30),
         ("a restart", -3_600, 0, 0),  # further off than any wait: it comes from a wrong clock
         ("it is forgotten", -3_600, 0, 0),
+        ("an operator's retry, in the file alone", 0, 0, 0),
     ],
 )
 def test_a_lane_waits_by_the_stored_moment_where_nothing_else_is_known(
@@ -58,19 +59,12 @@ def test_a_lane_waits_by_the_stored_moment_where_nothing_else_is_known(
     hands.advance(seconds)
     if after == "a restart":
         waits = RetryTimers(clock, longest=60)
+    elif after.startswith("an operator"):
+        due_at = 0
     elif after:
         waits.forget("c")
 
     assert waits.remaining("c", due_at) == remaining
-
-
-def test_a_moment_that_somebody_else_stored_counts_instead() -> None:
-    """An operator's retry sets the stored time; the wait in memory must not delay it."""
-    _, clock = made()
-    waits = RetryTimers(clock, longest=60)
-    due_at = waits.set("c", 50)
-    assert waits.remaining("c", due_at) == 50
-    assert waits.remaining("c", 0) == 0
 
 
 async def test_the_lock_is_granted_in_the_order_of_asking() -> None:

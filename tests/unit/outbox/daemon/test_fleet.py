@@ -19,7 +19,6 @@ from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import HealthSnapshot
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
-from letopis.outbox.daemon.timetable import state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lock_path
@@ -321,22 +320,6 @@ async def test_the_metrics_of_very_many_changed_files_are_read_a_few_at_a_time(
         assert len(read) <= 2
 
     assert sums == [6, 12, 18]
-
-
-class TestFileState:
-    """What the times of a file tell."""
-
-    async def test_each_commit_shows_and_closing_the_file_last_does_not(self, tmp_path: Path) -> None:
-        path = await made(tmp_path / "bot.outbox.db", "c1")
-        before = state_of(path)
-        outbox = await OutboxFile.open(path)
-        assert not state_of(path).holds_more_than(before)
-        await say(outbox, "c1", 1)
-        assert state_of(path).holds_more_than(before)
-        await outbox.maintain()
-        settled = await timetable.settled_state(path)
-        await outbox.close()
-        assert not state_of(path).holds_more_than(settled)
 
 
 async def test_an_outage_of_all_files_is_one_message_and_a_restart_repeats_nothing(

@@ -16,11 +16,9 @@ from letopis.outbox.daemon.health import (
     OutboxMetrics,
     add_stats,
     aggregate,
-    read_metrics,
 )
 from letopis.outbox.daemon.prometheus import METRICS, exposition
 from letopis.outbox.daemon.store_pool import Durations, InstrumentedStore, StorePool
-from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.relay.relay import Relay
@@ -172,14 +170,6 @@ def test_the_reference_has_every_metric_and_no_other() -> None:
     row = r"(?m)^\| `(letopis_\w+)`(?:\{`?(\w+)`?\})? \| (\w+) \|"
     rows = re.findall(row, PAGE.read_text(encoding="utf-8"))
     assert rows == [(one.name, one.label, one.kind) for one in METRICS]
-
-
-async def test_a_file_is_read_as_it_is(outbox: OutboxFile) -> None:
-    await say(outbox, "c1", 3)
-    found = read_file(outbox.path, lambda cursor: read_metrics(cursor, outbox.path))
-    assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)
-    assert found.wal_bytes > 0
-    assert found.oldest_pending_us is not None
 
 
 def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> None:

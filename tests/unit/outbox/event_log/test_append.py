@@ -10,7 +10,7 @@ from letopis import Event, EventIdReused, InvalidInput, Message, OutboxFile
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.store import Body, ConversationRenamed, ConversationStarted, MessageFailed, MessageRedacted, MessageSent
+from letopis.store import Body, ConversationRenamed, ConversationStarted
 from letopis.store.model.identifiers import derived_event_id
 from tests.support.relays import sql
 
@@ -155,20 +155,3 @@ async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFil
     again = await outbox.append(prepare("c1", messages))
     assert again.sequences == first.sequences == tuple(range(2, 1_003))
     assert again.written == 0
-
-
-@pytest.mark.parametrize(
-    ("body", "erased"),
-    [
-        (MessageRedacted(message_id="m"), True),
-        (MessageFailed(message_id="gone", reason="words"), True),
-        (MessageFailed(message_id="m", reason="words"), False),
-        (MessageSent(message_id="gone", platform_ids={"chat": 1}), False),
-    ],
-)
-async def test_append_tells_that_content_was_erased(outbox: OutboxFile, body: Body, erased: bool) -> None:
-    await outbox.append(prepare("c1", [Message.user("one", id="m"), Message.user("two", id="gone")]))
-    await outbox.append(prepare("c1", [MessageRedacted(message_id="gone")]))
-    await outbox.append(prepare("c2", [ConversationRenamed(title="another")]))
-    assert (await outbox.append(prepare("c1", [body]))).erased is erased
-    assert (await outbox.append(said("three"))).erased is False

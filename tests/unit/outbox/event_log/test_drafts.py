@@ -1,5 +1,7 @@
 """Drafts: what is saved of a reply, its content while it grows, and which writers count as alive."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -22,6 +24,7 @@ from letopis.outbox.event_log.statements import on_cursor
 from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.parts import Part
+from tests.support.platforms import posix_only
 from tests.support.relays import sql
 from tests.support.resources import open_descriptors
 from tests.support.sayings import present
@@ -211,6 +214,39 @@ def started(program: str, outbox: Path) -> Iterator[tuple[subprocess.Popen[str],
             yield process, present(process.stdout)
         finally:
             process.kill()
+
+
+@posix_only("Windows has no fork")
+def test_a_fork_neither_writes_for_its_parent_nor_keeps_it_alive(tmp_path: Path) -> None:
+    program = """
+        import os, sys, time
+        from pathlib import Path
+        from letopis.outbox.drafts.writer_lock import WriterLock
+        from letopis.store import Closed
+
+        lock = WriterLock(Path(sys.argv[1]))
+        writer = lock.acquire()
+        child = os.fork()
+        if child == 0:
+            assert lock.writer is None
+            try:
+                lock.acquire()
+            except Closed:
+                lock.release()
+                print(writer, os.getpid(), flush=True)
+        time.sleep(60)
+    """
+    outbox = tmp_path / "bot.outbox.db"
+    with started(program, outbox) as (parent, said):
+        writer, child = said.readline().split()
+        try:
+            assert not WriterLock(outbox).is_abandoned(writer)
+            parent.kill()
+            parent.wait()
+
+            assert WriterLock(outbox).is_abandoned(writer)
+        finally:
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_those_who_look_at_once_hurt_nobody_who_begins(tmp_path: Path) -> None:

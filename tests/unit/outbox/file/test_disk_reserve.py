@@ -210,13 +210,10 @@ def test_two_processes_make_one_reserve(tmp_path: Path) -> None:
 
 
 def test_a_reserve_is_written_where_the_system_cannot_allocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor has it ``statvfs``."""
+    usage, reserve = shutil.disk_usage(tmp_path), DiskReserve(tmp_path / "b", watermark=None)
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    assert DiskReserve(tmp_path / "b", watermark=None).restore()
-    assert (tmp_path / "b.ballast").stat().st_size == subject.RESERVE_BYTES
-
-
-def test_free_space_is_known_where_the_system_has_no_statvfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.delattr(os, "statvfs", raising=False)
-    assert DiskReserve(tmp_path / "b", watermark=None).free() == usage.free
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert (reserve.restore(), reserve.free()) == (True, usage.free)
+    assert (tmp_path / "b.ballast").stat().st_size == subject.RESERVE_BYTES

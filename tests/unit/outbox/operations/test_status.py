@@ -13,8 +13,7 @@ from letopis.console.verdict import verdict as console_verdict
 from letopis.outbox import History
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
 from letopis.outbox.cli.health import _check_files as check_files
-from letopis.outbox.file.opening import read_snapshot
-from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status, read_status
+from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.messages import Message
 from tests.support.relays import DOWN, ToldStore, relay_on, sql
@@ -38,20 +37,6 @@ async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> Non
         assert (found.relay.running, found.relay.holder) == (False, None)
         moment -= timedelta(hours=1)
         assert (await history.status()).oldest_pending_seconds == 0, "an age is never negative, whatever the clock"
-
-
-async def test_it_shows_the_relay_and_what_it_delivered(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db") as history:
-        receipt = await history.append("c1", Message.user("hi"))
-        assert await receipt.saved(timeout=20)
-        found = await history.status()
-
-        assert found.relay.holder.startswith("bot (pid ")
-        assert found.relay.running and found.healthy
-        assert (found.pending, found.oldest_pending_seconds) == (0, None)
-
-    after = await read_snapshot(tmp_path / "bot.outbox.db", lambda connection: read_status(connection, now_us=0))
-    assert (after.relay.running, after.delivered) == (False, 2)
 
 
 NOW = datetime(2026, 11, 25, 12, 3, tzinfo=UTC)

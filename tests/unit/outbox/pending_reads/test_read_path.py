@@ -165,24 +165,20 @@ async def test_a_slow_question_fails_alone(history: History, monkeypatch: pytest
     assert present(await history.chat("c").conversation(as_of=2, timeout=20)).message_count == 1
 
 
-async def test_a_fault_that_is_no_outage_is_raised(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    await history.append("c", Message.user("one"))
-    refused = StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused")
-    monkeypatch.setattr(OutboxAccess, "view", AsyncMock(side_effect=refused))
-    with pytest.raises(StoreFault, match="refused"):
-        await history.messages("c", last=5)
-    assert not history._parts.gateway.unavailable
-
-
-async def test_a_cancelled_statement_is_no_outage(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_the_request_or_a_cancelled_statement_is_no_outage(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await history.append("c", Message.user("one"))
     await deliver_all(history)
 
     fault = partial(StoreFault, fault_class=FaultClass.UNAVAILABLE)
+    refused = AsyncMock(side_effect=StoreFault(fault_class=FaultClass.POISON, code="22021", reason="refused"))
     cancelled = AsyncMock(side_effect=fault(code="57014", reason="it took too long"))
     lost = AsyncMock(side_effect=fault(code="08006", reason="the connection was lost"))
     later = AsyncMock(return_value="an answer")
 
+    with pytest.raises(StoreFault, match="refused"):
+        await history._parts.gateway.read(refused)
     assert await history._parts.gateway.read(cancelled) is None
     with pytest.raises(ReadTimeout):
         await history._parts.gateway.read(cancelled, needed=True)

@@ -50,11 +50,8 @@ def test_an_uncharged_refusal_waits_longer_each_time_and_never_blocks(retries: L
     assert retries.refused(LANE, replace(REFUSAL, charged=False)).delay == 1
 
 
-def test_a_final_refusal_blocks_at_once(retries: LaneRetries) -> None:
+def test_a_first_refusal_blocks_if_it_is_final_or_the_policy_allows_no_retry(retries: LaneRetries) -> None:
     assert retries.refused(LANE, replace(REFUSAL, charged=False, final=True)).blocks
-
-
-def test_a_first_refusal_blocks_if_the_policy_allows_no_retry(retries: LaneRetries) -> None:
     retries.policy = RetryPolicy(attempts=0)
     assert retries.refused(LANE, REFUSAL).blocks
 

@@ -21,18 +21,30 @@ from tests.support.relays import ToldStore, bind_to, lane, relay_on, say
 STORE = UUID(int=7)
 
 
-@pytest.mark.parametrize(("moved_to", "bound"), [("postgresql://elsewhere/history", None), (None, STORE)])
-async def test_an_outbox_is_not_bound_to_a_store_that_was_moved_away(
-    outbox: OutboxFile, moved_to: str | None, bound: UUID | None
+@pytest.mark.parametrize(
+    ("moved_to", "delivered", "held", "code"),
+    [
+        ("postgresql://elsewhere/history", {}, (), "moved"),
+        (None, {}, (), None),
+        (None, {"a": 1, "b": 1}, (), "stranger"),
+        (None, {"a": 1, "b": 1}, ("a",), None),
+    ],
+)
+async def test_an_outbox_is_bound_to_a_store_that_holds_something_of_it_and_was_not_moved_away(
+    moved_to: str | None, delivered: dict[str, int], held: tuple[str, ...], code: str | None, outbox: OutboxFile
 ) -> None:
     store = ToldStore()
     store.told_identity = StoreIdentity(store_id=STORE, moved_to=moved_to)
+    for name in delivered:
+        await say(outbox, name)
+    await outbox.write(partial(acknowledge, delivered=delivered, now_us=1))
+    store.lanes |= {name: [(None, b"")] for name in held}
     guard = BindingGuard(outbox, cast("ConversationStore", store))
 
     fault = await guard.ensure(await outbox.read(read_binding), incarnation=0, sending=True)
 
-    assert (fault and fault.code) == (moved_to and "moved")
-    assert (await outbox.read(read_binding)).store_id == bound
+    assert (fault and fault.code) == code
+    assert (await outbox.read(read_binding)).store_id == (None if code else STORE)
 
 
 async def test_rebinding_sets_back_the_lanes_that_are_lost_and_leaves_others_blocked_where_they_are(
@@ -79,22 +91,6 @@ async def test_a_relay_that_is_taken_over_before_it_has_bound_sends_nothing(outb
 
     assert (await outbox.read(read_binding)).store_id is None
     assert store.batches == []
-
-
-@pytest.mark.parametrize(("held", "fault"), [((), "stranger"), (("a",), None)])
-async def test_a_binding_is_to_a_store_that_holds_something_of_what_was_delivered(
-    held: tuple[str, ...], fault: str | None, outbox: OutboxFile
-) -> None:
-    store = ToldStore()
-    for name in ("a", "b"):
-        await say(outbox, name)
-    await outbox.write(partial(acknowledge, delivered={"a": 1, "b": 1}, now_us=1))
-    store.lanes |= {name: [(None, b"")] for name in held}
-    guard = BindingGuard(outbox, cast("ConversationStore", store))
-
-    found = await guard.ensure(await outbox.read(read_binding), incarnation=0, sending=True)
-
-    assert (found and found.code) == fault
 
 
 async def test_a_binding_keeps_its_destination_whatever_a_bot_names_later(outbox: OutboxFile) -> None:
