@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from letopis import History, InvalidInput, Message, RecordedMessage, StoreUnavailable
-from letopis.store import ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted, Page, ReactionAdded
+from letopis.store import ConversationRewound, ConversationStarted, MessageRedacted, Page
 from tests.support.apart import open_apart
 from tests.support.pruning import prune
 from tests.support.relays import deliver_all
@@ -43,33 +43,6 @@ async def paged(history: History, name: str, size: int, **given: Any) -> list[Re
     return forward
 
 
-async def family(history: History) -> dict[str, list[str]]:
-    """Say things in conversations and in forks of them; return what each has to show."""
-    await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(4)), owner="1")
-    await history.chat("a").fork("b", at="a2")
-    await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(3)))
-    await history.append("b", MessageEdited(message_id="b1", content="b1, edited"))
-    await history.chat("b").fork("c")
-    await history.append("c", Message.user("c0"), ReactionAdded(message_id="a0", key="nobody"))
-    await history.chat("c").fork("d", at="a1")
-    await history.append("d", Message.user("d0"), Message.user("d1", id="d1"), ConversationRewound(to_message_id="a0"))
-    await history.chat("d").fork("e", at="a0")
-    await history.chat("d").fork("f")
-    await history.append("f", ConversationRewound(to_message_id="a1"))  # which is not on its path
-    # What comes later in the ancestors is not seen.
-    await history.append("a", Message.user("late"), MessageEdited(message_id="a0", content="late"))
-    await history.append("b", ConversationRewound(to_message_id="b0"), Message.user("late"))
-    await history.append("c", ConversationRewound(), Message.user("later"))
-    return {
-        "a": ["late", "a1", "a2", "a3", "late"],
-        "b": ["a0", "a1", "a2", "b0", "late"],
-        "c": ["later"],
-        "d": ["a0"],
-        "e": ["a0"],
-        "f": ["a0"],
-    }
-
-
 async def test_a_fork_shows_its_parent_before_its_own(history: History) -> None:
     await history.append("p", Message.user("one", id="1"), Message.assistant("two"), owner="42")
     name = (await history.chat("p").fork(title="another way", activate=True)).conversation_id
@@ -84,23 +57,6 @@ async def test_a_fork_shows_its_parent_before_its_own(history: History) -> None:
     assert present(await history.active("42")).conversation_id == name
     # A turn that answers what was read, and is refused once something was appended since.
     await history.append(name, Message.assistant("four"), after=page.seen)
-
-
-async def test_the_same_pending_and_saved(bot: History) -> None:
-    """All of it waits in the outbox; then all of it is in the store, and no reader sees a difference."""
-    expected = await family(bot)
-    before = {name: await bot.messages(name) for name in expected}
-    for name, said in expected.items():
-        assert texts(before[name]) == said
-        for size in (1, 2, 3):
-            assert texts(await paged(bot, name, size)) == said
-    await deliver_all(bot)
-    for name, said in expected.items():
-        page = await bot.messages(name)
-        assert texts(page) == said
-        assert page.complete
-        assert [one.event_id for one in page] == [one.event_id for one in before[name]]
-        assert await paged(bot, name, 2) == list(page) == list(await bot.store.messages(name))
 
 
 async def test_the_same_while_the_store_is_away(history: History) -> None:
