@@ -280,6 +280,9 @@ def test_the_class_of_a_reason(reason: str | None, expected: str) -> None:
     assert fault_class(reason) == expected
 
 
+SEED = "⚠️ Не удалось сохранить ответ в историю мультичата. Попробуйте позже."
+
+
 def a_notification(**changes: object) -> Notification:
     base = Notification(state=NotificationState.SENT, told_at=START, changed_at=START, revision=2)
     return replace(base, **changes)  # type: ignore[arg-type]
@@ -408,9 +411,7 @@ def test_an_incident_says_the_truth_in_both_languages() -> None:
         reason="x [unavailable 08006]",
         locale="ru",
     )
-    assert stuck.text() == (
-        "⚠️ Ответ пока не попал в историю чата. Он не потерян, я продолжаю пытаться. Сообщу, когда сохраню."
-    )
+    assert "Он не потерян, я продолжаю пытаться. Сообщу, когда сохраню." in stuck.text()
     assert "It is kept, and I keep trying. I will tell you once it is saved." in stuck.text("en-GB")
     assert "I will tell you" not in replace(stuck, promise=False).text("en")
     assert replace(stuck, state=RESOLVED).text() == "✅ Ответ сохранён в истории чата."
@@ -420,6 +421,8 @@ def test_an_incident_says_the_truth_in_both_languages() -> None:
     assert not replace(blocked, reason=LATE).needs_operator
     skipped = replace(blocked, state=RESOLVED, outcome="skipped")
     assert "не удалось сохранить" in skipped.text()
+    # The sentence that users of older bots know can be chosen, also where an operator is needed.
+    assert replace(stuck, style="seed").text() == replace(blocked, style="seed").text("ru-RU") == SEED
 
 
 @dataclass
@@ -464,7 +467,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(STEPS)
 def test_nobody_hears_the_same_twice_and_of_the_end_hears_who_heard_of_it(steps: list[tuple[str, Any]]) -> None:
     world, other, people, works = World(events=1, live=False), Memory(), People(), True
@@ -505,6 +508,8 @@ def test_nobody_hears_the_same_twice_and_of_the_end_hears_who_heard_of_it(steps:
     for name in list(world.lanes):
         world.lane(name, delivered=1)
     watch(400, beat=True)
+    world.jump += NOTIFICATION_POLICY.cap  # the longest wait of a retry
+    watch(20, beat=True)
 
     assert world.open == [], "what is mended is over"
     for (recipient, _), words in people.of_each.items():

@@ -117,6 +117,11 @@ class TestChats:
 
 
 class TestStart:
+    async def test_all_that_is_said_of_it(self, history: History) -> None:
+        receipt = await history.start("42", title="Tea 🫖", metadata={"model": "small"})
+        found = present(await history.chat(receipt.conversation_id).conversation())
+        assert (found.title, found.metadata, found.owner_id) == ("Tea 🫖", {"model": "small"}, "42")
+
     async def test_again_under_the_same_id_fills_what_is_not_known(self, history: History) -> None:
         await history.start("42", conversation_id="a", activate=False)
         await history.start("42", conversation_id="a", title="Tea")
