@@ -158,7 +158,10 @@ def test_a_change_that_was_decided_on_something_else_is_not_kept(connection: sa.
 
 def test_a_look_shows_what_is_owed_and_what_is_blocked(connection: sa.Connection) -> None:
     add_lane(connection, "ok", head=3, delivered=3)
-    add_lane(connection, "owed", head=4, delivered=1)
+    first = add_lane(connection, "owed", head=4, delivered=1)
+    assert [lane.conversation_id for lane in read_observation(connection, now=START, late_before=first).late] == [
+        "owed"
+    ]
     add_lane(connection, "bad", owner="1", head=2, fault="the data was refused [poison 22021]")
     add_lane(connection, "odd", head=2, fault="no code here")
     add_lane(connection, "rest", head=2, state="paused")
@@ -172,13 +175,6 @@ def test_a_look_shows_what_is_owed_and_what_is_blocked(connection: sa.Connection
     assert (seen.late, seen.breaker, seen.relay, seen.open) == ((), None, None, ())
 
 
-def test_a_look_shows_the_lanes_that_are_late_by_their_position(connection: sa.Connection) -> None:
-    first = add_lane(connection, "old")
-    add_lane(connection, "new")
-    add_lane(connection, "paused", state="paused")
-    assert [lane.conversation_id for lane in read_observation(connection, now=START, late_before=first).late] == ["old"]
-
-
 def test_an_operator_who_skips_an_event_is_remembered(connection: sa.Connection) -> None:
     add_lane(connection, "bad", fault=FAULT)
     case = fire(connection, BLOCKED, "bad", mark=1)
@@ -190,20 +186,17 @@ def test_an_operator_who_skips_an_event_is_remembered(connection: sa.Connection)
     assert [(change.after.incident_id, change.after.outcome) for change in changes] == [(case.incident_id, "skipped")]
 
 
-def test_a_claim_is_given_once(connection: sa.Connection) -> None:
-    fire(connection)
+def test_a_claim_is_given_once_and_none_of_what_is_over(connection: sa.Connection) -> None:
+    case = fire(connection)
     (one,) = operators(connection)
     assert claim(connection, [one], now=START) == (one,)
     assert claim(connection, [one], now=START) == ()
     assert operators(connection) == []
-
-
-def test_an_incident_that_is_over_cannot_be_claimed(connection: sa.Connection) -> None:
-    """It ended between the look and the claim."""
+    end(connection, case)
     case = fire(connection)
     (one,) = operators(connection)
     end(connection, case)
-    assert claim(connection, [one], now=START) == ()
+    assert claim(connection, [one], now=START) == (), "it ended between the look and the claim"
 
 
 @pytest.mark.parametrize("told", [True, None, False], ids=["reached", "perhaps reached", "not reached"])
@@ -233,37 +226,28 @@ def test_an_outcome_that_comes_after_the_next_claim_changes_nothing(connection: 
     assert kinds(operators(connection, now=tomorrow + CLAIM_TIMEOUT)) == [NotificationKind.RECOVERED]
 
 
-def test_a_failed_notification_is_retried_after_its_wait_and_not_for_ever(connection: sa.Connection) -> None:
-    fire(connection)
-    tell(connection, operators(connection), told=False)
+def test_operators_are_tried_again_reminded_and_told_when_it_gets_worse_and_users_are_not(
+    connection: sa.Connection,
+) -> None:
+    def due(now: datetime) -> list[tuple[int, int, bool]]:
+        assert users(connection, late_before=position, now=now) == []
+        following = [one.notification for one in operators(connection, now=now)]
+        return [(one.number, one.attempts, one.reminder) for one in following]
 
-    moment = START
-    for attempt, seconds in ((2, 5), (3, 10)):
-        assert operators(connection, now=moment + timedelta(seconds=seconds - 1)) == []
-        moment += timedelta(seconds=seconds)
-        (one,) = operators(connection, now=moment)
-        assert (one.notification.attempts, one.notification.number) == (attempt, 1)
-        tell(connection, [one], told=False, now=moment)
-
-    assert operators(connection, now=moment + timedelta(hours=23)) == []
-    (one,) = operators(connection, now=moment + DAY)
-    assert (one.notification.attempts, one.notification.number) == (1, 2), "the reminder has retries of its own"
-
-
-def test_a_reminder_reaches_operators_and_no_user(connection: sa.Connection) -> None:
     position = add_lane(connection, "a", owner="1")
     case = fire(connection)
-    tell(connection, operators(connection))
     tell(connection, users(connection, late_before=position))
-    tomorrow = START + DAY
-    assert operators(connection, now=tomorrow - timedelta(seconds=1)) == []
-
-    (one,) = operators(connection, now=tomorrow)
-    assert (one.incident.incident_id, one.notification.number, one.notification.attempts) == (case.incident_id, 2, 1)
-    assert one.notification.reminder
-    assert users(connection, late_before=position, now=tomorrow) == []
-    tell(connection, [one], now=tomorrow)
-    assert operators(connection, now=tomorrow + timedelta(hours=23)) == []
+    tell(connection, operators(connection), told=False)
+    moment = START + timedelta(seconds=5)
+    assert (due(moment - timedelta(seconds=1)), due(moment)) == ([], [(1, 2, False)])
+    tell(connection, operators(connection, now=moment), now=moment)
+    assert write_changes(connection, [Change(before=case, after=replace(case, escalations=1))])
+    assert due(moment) == [(1, 1, False)]
+    tell(connection, operators(connection, now=moment), now=moment)
+    tomorrow = moment + DAY
+    assert (due(tomorrow - timedelta(seconds=1)), due(tomorrow)) == ([], [(2, 1, True)])
+    tell(connection, operators(connection, now=tomorrow), now=tomorrow)
+    assert due(tomorrow + timedelta(hours=23)) == []
 
 
 def test_a_reminder_is_about_all_that_is_stuck_for_half_a_day(connection: sa.Connection) -> None:
@@ -277,19 +261,6 @@ def test_a_reminder_is_about_all_that_is_stuck_for_half_a_day(connection: sa.Con
     tell(connection, pending, now=START + DAY)
     pending = operators(connection, now=START + timedelta(hours=42))
     assert [one.conversation_id for one in pending] == ["a", "b", "c"], "and from now on together"
-
-
-def test_what_gets_worse_reaches_operators_at_once_and_no_user(connection: sa.Connection) -> None:
-    position = add_lane(connection, "a", owner="1")
-    case = fire(connection)
-    tell(connection, operators(connection))
-    tell(connection, users(connection, late_before=position))
-    assert write_changes(connection, [Change(before=case, after=replace(case, escalations=1))])
-
-    assert [(one.notification.number, one.notification.reminder) for one in operators(connection)] == [(1, False)]
-    assert users(connection, late_before=position) == []
-    tell(connection, operators(connection))
-    assert operators(connection) == []
 
 
 def test_an_outage_reaches_each_user_once_whose_messages_are_late(connection: sa.Connection) -> None:

@@ -18,7 +18,7 @@ from tests.unit.outbox.alerting.test_monitor import Pager
 
 pytestmark = pytest.mark.slow
 
-FILES = 20
+FILES = 6
 START = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 WELL = BreakerView()
 DOWN = BreakerView(state="open", reason="the server does not answer [unavailable 08006]")
@@ -95,28 +95,28 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield World(outboxes)
 
 
-async def test_an_outage_of_twenty_files_is_one_message_and_so_is_its_end(world: World) -> None:
+async def test_an_outage_of_all_files_is_one_message_and_so_is_its_end(world: World) -> None:
     await world.outage()
     (alert,) = world.pager.alerts
     assert alert.title == f"Letopis: {AWAY}"
-    assert "Outboxes: 20, among them " in alert.text
-    assert "Pending: 60 messages in 20 conversations." in alert.text
-    assert (alert.facts["files"], alert.facts["events"]) == (20, 60)
+    assert f"Outboxes: {FILES}, among them " in alert.text
+    assert f"Pending: {3 * FILES} messages in {FILES} conversations." in alert.text
+    assert (alert.facts["files"], alert.facts["events"]) == (FILES, 3 * FILES)
 
     await world.recovery()
-    assert (world.told, world.pager.alerts[1].facts["files"]) == ([AWAY, BACK], 20)
+    assert (world.told, world.pager.alerts[1].facts["files"]) == ([AWAY, BACK], FILES)
 
 
-async def test_without_the_group_it_is_twenty(world: World) -> None:
+async def test_without_the_group_it_is_one_a_file(world: World) -> None:
     world.grouped = False
     await world.outage()
-    assert len(world.pager.alerts) == 20
+    assert len(world.pager.alerts) == FILES
 
 
 async def test_a_restart_within_the_outage_repeats_nothing(world: World) -> None:
-    await world.outage(files=12)
+    await world.outage(files=4)
     world.daemons.clear()
-    await world.outage()  # eight files have no incident yet
+    await world.outage()  # two files have no incident yet
     assert world.told == [AWAY]
 
     world.daemons.clear()
@@ -135,7 +135,7 @@ async def test_two_daemons_on_the_same_files_tell_it_once(world: World) -> None:
 async def test_the_end_is_told_when_the_last_file_is_well_and_a_later_outage_is_another(world: World) -> None:
     await world.outage()
     # Another than the one that told of it: the end would be that one's alone to tell.
-    world.of_files = {18 if world.pager.alerts[0].facts["outbox"].startswith("19") else 19: DOWN}
+    world.of_files = {4 if world.pager.alerts[0].facts["outbox"].startswith("05") else 5: DOWN}
     await world.recovery()
     assert world.told == [AWAY]
     assert any(monitor.waiting for monitor in world.daemons[0])
@@ -183,7 +183,7 @@ async def test_nobody_is_told_of_an_outage_that_is_over(world: World) -> None:
 
 async def test_a_file_with_the_wrong_store_is_told_of_apart(world: World) -> None:
     world.start_daemon()
-    world.of_files = {7: WRONG}
+    world.of_files = {3: WRONG}
     await world.run(15)
     assert len(world.pager.alerts) == 1
     world.store = DOWN
