@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from letopis import ConfigurationError, ConversationStore, InvalidInput, Message, MessageAppended, RecordedMessage
-from letopis.outbox import History, Relay
+from letopis.outbox import History, Incident, Relay, Rules
+from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.file.inspection import store_beside
 from letopis.store import Saved
 from tests.support.fix_outbox import READ_TIMEOUT_SECONDS
@@ -21,12 +24,6 @@ from tests.support.relays import until
 
 def texts(page: Iterable[RecordedMessage]) -> list[str]:
     return [one.text for one in page]
-
-
-async def test_message_and_body_are_the_same_thing_to_append(history: History) -> None:
-    message = Message.user("hi", id="m")
-    first = await history.append("c1", message)
-    assert await history.append("c1", MessageAppended(message=message)) == first
 
 
 @pytest.mark.parametrize("outbox", ["bot.outbox.db", "bot.db", "outbox.db", "bot"])
@@ -169,6 +166,8 @@ async def test_an_owner_is_text_or_a_number(history: History) -> None:
 
 
 async def test_what_is_wrong_is_refused_by_name_and_nothing_is_written(history: History) -> None:
+    message = Message.user("hi", id="m")
+    assert await history.append("c1", message) == await history.append("c1", MessageAppended(message=message))
     wrong: Any = "hello"
     for call, reason in (
         (history.append("c1", wrong), r"append\(\) takes a Message: write Message.user\('hello'\)"),
@@ -177,7 +176,7 @@ async def test_what_is_wrong_is_refused_by_name_and_nothing_is_written(history: 
     ):
         with pytest.raises(InvalidInput, match=reason):
             await call
-    assert len(await history.messages("c1")) == 0
+    assert len(await history.messages("c1")) == 1
 
 
 async def test_messages_have_a_bound_unless_all_are_wanted(history: History) -> None:
@@ -197,3 +196,34 @@ async def test_what_are_no_records_is_refused_by_name(history: History, wrong: A
     for call, name in ((records.get_many, "keys"), (records.delete_many, "keys"), (records.put_many, "puts")):
         with pytest.raises(InvalidInput, match=name):
             await call(wrong)
+
+
+@pytest.mark.parametrize("watch", [True, False])
+async def test_operators_and_users_are_told_unless_it_only_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: bool
+) -> None:
+    monkeypatch.setitem(AlertMonitor.__init__.__kwdefaults__, "interval", 0.1)
+    told: list[Incident] = []
+    channel = SimpleNamespace(name="operators", recipient="channel:operators", send=AsyncMock())
+    options: dict[str, Any] = {
+        "store": f"postgresql://bot@127.0.0.1:{await refused_port()}/h",
+        "channels": [channel],
+        "on_stuck": told.append,
+        "rules": Rules(hold=0.2, stuck_after=0.2, resolve_after=0.2),
+        "style": "seed",
+        "locale": "ru",
+    }
+    async with History(tmp_path / "bot.outbox.db", watch=watch, **options) as history:
+        await history.append("c1", Message.user("hi"), owner="42")
+        await (until(lambda: told and channel.send.await_count) if watch else asyncio.sleep(1))
+        assert bool((await history.status()).incidents) is watch
+    assert [call.args[0].facts["kind"] for call in channel.send.await_args_list] == ["store_down"] * watch
+    assert ["мультичата" in one.text() for one in told] == [True] * watch
+
+
+async def test_an_address_that_is_no_channel_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="alert address") as caught:
+        async with History(tmp_path / "bot.outbox.db", channels=["hunter2"]):
+            pytest.fail("it opened")
+    assert "hunter2" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

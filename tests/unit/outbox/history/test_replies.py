@@ -151,18 +151,15 @@ async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: H
     await reply.sent()
     assert [one.delivery for one in await history.messages("c")] == [Delivery.SENT]
 
-
-async def test_an_exception_after_the_end_changes_nothing(history: History) -> None:
     with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
-        async with history.reply("c") as reply:
+        async with history.reply("d") as reply:
             await reply.add("Hello")
             await reply.finish()
-            raise RuntimeError("the platform is away")
-    assert await said(history) == [("Hello", False)]
-    assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
+            raise RuntimeError("after the end")
+    assert await said(history, "d") == [("Hello", False)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_a_cancellation_at_any_moment_loses_nothing(history: History, seed: int) -> None:
     """By asyncio and by anyio, while it is written, while it is finished, and twice."""
     chance = random.Random(seed)
@@ -231,10 +228,8 @@ async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> No
     [
         *(({"every": every}, "every") for every in (-1, float("nan"), float("inf"), "often")),
         ({"role": "robot"}, "role"),
-        *(({"message_id": name}, "message_id") for name in ("", "a\0", 7)),
+        ({"message_id": "a\0"}, "message_id"),
         ({"owner": ""}, "owner"),
-        ({"name": "a\0"}, "data.name"),
-        ({"metadata": [1]}, "metadata"),
         ({"metadata": {"score": float("nan")}}, "data.metadata.score"),
         ({"metadata": {"long": ["x" * 1_000] * 2_000}}, "data"),
     ],
@@ -347,12 +342,7 @@ async def test_a_draft_of_the_living_is_nobody_elses_affair(tmp_path: Path) -> N
         await until(lambda: reply.kept == 5)
         async with opened(tmp_path) as other:
             await run_maintenance(other.outbox, other._parts.replies.writer_lock)
-            assert list(await other.messages("c")) == []
-            assert len(await kept(other)) == 1
-        await reply.add(" there")
-
-    async with opened(tmp_path) as history:
-        assert await said(history) == [("Hello there", False)]
+            assert (list(await other.messages("c")), len(await kept(other))) == ([], 1)
 
 
 async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> None:
@@ -365,6 +355,8 @@ async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> 
         await until(lambda: all(reply.kept for reply in replies))
         died(history)
 
+        async with opened(tmp_path, watch=False) as reader:
+            assert list(await reader.messages("c")) == [], "a program that only reads writes nothing"
         made = await asyncio.gather(
             *(recover(one.outbox, one._parts.replies.writer_lock) for one in (other, third, other, third)),
             return_exceptions=True,
@@ -380,21 +372,6 @@ async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> 
             with pytest.raises(EventIdReused):
                 await block.__aexit__(None, None, None)
         assert len(list(await other.messages("c"))) == 10
-
-
-async def test_opening_recovers_what_is_there_and_a_program_that_only_reads_writes_nothing(tmp_path: Path) -> None:
-    async with opened(tmp_path) as history:
-        block = history.reply("c", every=0)
-        reply = await block.__aenter__()
-        await reply.add("Hello")
-        await until(lambda: reply.kept == 5)
-        died(history)
-        async with opened(tmp_path, watch=False) as reader:
-            assert list(await reader.messages("c")) == []
-        async with opened(tmp_path) as other:
-            assert await said(other) == [("Hello", True)]
-        with pytest.raises(EventIdReused):
-            await block.__aexit__(None, None, None)
 
 
 async def test_a_bad_draft_stays_and_holds_up_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -428,6 +405,11 @@ async def test_a_reply_waits_until_it_is_confirmed(history: History) -> None:
     assert [one.conversation_id for one in await history.unconfirmed(owner="o3")] == ["c3"]
     assert datetime.now(UTC) - waiting[0].appended_at < timedelta(minutes=1)
 
+    with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
+        async with history.transaction() as tx:
+            await tx.append("c0", MessageSent(message_id=replies[0].message_id))
+            raise RuntimeError
+    assert await history.unconfirmed() == waiting
     await replies[0].sent(platform_ids={"telegram": 1}, sent_as="text")
     await replies[1].failed(reason="blocked by the user")
     await history.chat("c2").sent(replies[2].message_id)
@@ -449,15 +431,6 @@ async def test_what_is_confirmed_first_is_finished_first(history: History) -> No
 
     assert [one.delivery for one in await history.messages("c")] == [Delivery.SENT, Delivery.FAILED]
     assert await history.unconfirmed() == ()
-
-
-async def test_a_confirmation_that_is_rolled_back_confirms_nothing(history: History) -> None:
-    reply = await write(history)
-    with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
-        async with history.transaction() as tx:
-            await tx.append("c", MessageSent(message_id=reply.message_id))
-            raise RuntimeError
-    assert len(await history.unconfirmed()) == 1
 
 
 async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) -> None:

@@ -1,18 +1,15 @@
 """A streamed reply and the bot's own rows commit together, or not at all."""
 
-import asyncio
-import multiprocessing
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from letopis import Closed, History, InvalidInput, OutboxUnavailable
-from tests.support import victim
-from tests.support.relays import sql
+from tests.support.relays import sql, until
 from tests.unit.outbox.history.test_replies import kept, said
 
 CHAT = "chat-1"
@@ -60,22 +57,26 @@ async def test_both_are_there_after_the_commit(history: History) -> None:
     assert await history.unconfirmed() == ()
 
 
-async def test_a_rollback_leaves_the_reply_unfinished_and_finishable(history: History) -> None:
+@pytest.mark.parametrize("to_savepoint", [False, True])
+async def test_a_rollback_leaves_the_reply_unfinished_and_finishable(history: History, to_savepoint: bool) -> None:
     async with history.reply(CHAT, every=0) as reply:
         await reply.add("hello")
-        with pytest.raises(Boom):  # noqa: PT012
+        await until(lambda: reply.kept == 5)
+        with suppress(Boom):
             async with history.transaction() as tx:
-                await tx.execute(SPEND)
-                lost = await tx.finish(reply)
-                raise Boom
+                with suppress(Boom) if to_savepoint else nullcontext():
+                    async with tx.session() if to_savepoint else nullcontext(tx) as inner:
+                        await inner.execute(SPEND)
+                        lost = await tx.finish(reply)
+                        raise Boom
         assert not await lost.saved(1)
-        assert await said(history, CHAT) == []
+        assert (await said(history, CHAT), len(await kept(history))) == ([], 1)
         await reply.add(" again")
         async with history.transaction() as tx:
             await tx.execute(SPEND)
             await tx.finish(reply)
     assert await said(history, CHAT) == [("hello again", False)]
-    assert await balance(history) == 9
+    assert (await balance(history), await kept(history)) == (9, [])
 
 
 async def test_a_rollback_that_ends_the_reply_too_leaves_what_was_said_as_interrupted(history: History) -> None:
@@ -125,22 +126,6 @@ async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> 
     assert reply.receipt is None or reply.receipt.sequence == 2
 
 
-async def test_a_savepoint_that_is_rolled_back_leaves_the_reply_finishable(history: History) -> None:
-    async with history.reply(CHAT, every=0) as reply:
-        await reply.add("hello")
-        async with history.transaction() as tx:
-            await tx.execute(SPEND)
-            with pytest.raises(Boom):  # noqa: PT012
-                async with tx.session() as session:
-                    await session.execute(SPEND)
-                    await tx.finish(reply)
-                    raise Boom
-        assert await said(history, CHAT) == []
-        await reply.add(" again")
-    assert await said(history, CHAT) == [("hello again", False)]
-    assert await balance(history) == 9
-
-
 async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp_path: Path) -> None:
     async with (
         History(tmp_path / "other.outbox.db", relay=False, watch=False) as other,
@@ -152,23 +137,3 @@ async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp
             await tx.finish(reply)
         with pytest.raises(InvalidInput, match=r"history\.reply\(\)"):
             await tx.finish("hello")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("at", ["finished", "committed", "draft"])
-async def test_killed_between_finish_and_commit(tmp_path: Path, at: str) -> None:
-    """SIGKILL: the reply and the row are both there, or neither; what was kept of the reply is interrupted then."""
-    path = tmp_path / "bot.outbox.db"
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=victim.finish_reply, args=(str(path), theirs, at), daemon=True)
-    process.start()
-    theirs.close()
-    heard: Any = await asyncio.to_thread(lambda: ours.recv() if ours.poll(60) else None)
-    assert heard == at
-    process.kill()
-    process.join()
-    async with History(path, relay=False) as history:
-        done = at == "committed"
-        assert await said(history, CHAT) == [("hello there", not done)]
-        assert (await balance(history), await kept(history)) == (9 if done else 10, [])
-        assert await history.unconfirmed() == ()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,25 +229,24 @@ class TestCommand:
         assert lines[1] == "    ответь же"
         assert {lines[3], lines[5]} == {"    Где мой ответ?", "    Ответы [31m тут"}
 
-    def test_owner_and_conversation_narrow_it(self, letopis: Any) -> None:
-        for option, value, expected in (
-            ("--owner", "42", ["m-3", "m-1"]),
-            ("--owner", "43", ["m-2"]),
-            ("--conversation", "chat-2", ["m-2"]),
-        ):
-            code, out, _ = letopis("history", "search", "ответ", option, value, "--json")
-            assert (code, [hit["message"]["id"] for hit in json.loads(out)["hits"]]) == (0, expected)
+    def test_the_json_is_what_is_documented(self, letopis: Any, tmp_path: Path) -> None:
+        def found(*options: str, where: Sequence[str] = ()) -> Any:
+            code, out, _ = letopis(*where, "history", "search", "ответ", *options, "--json")
+            assert code == 0
+            return json.loads(out)
 
-    def test_the_json_is_what_is_documented(self, letopis: Any) -> None:
-        code, out, _ = letopis("history", "search", "ответы", "--limit", "2", "--json")
-        found = json.loads(out)
-        assert code == 0
-        assert set(found) == {"hits", "next", "complete", "unindexed"}
-        assert (found["complete"], found["unindexed"]) == (True, 0)
-        assert set(found["hits"][0]) == {"conversation_id", "message", "snippet", "marks", "score"}
-        assert found["hits"][0]["marks"] == [[0, 6]]
-        code, out, _ = letopis("history", "search", "ответы", "--after", found["next"], "--json")
-        assert len(json.loads(out)["hits"]) == 1
+        first = found("--limit", "2")
+        assert set(first) == {"hits", "next", "complete", "unindexed"}
+        assert (first["complete"], first["unindexed"]) == (True, 0)
+        assert set(first["hits"][0]) == {"conversation_id", "message", "snippet", "marks", "score"}
+        assert len(found("--after", first["next"])["hits"]) == 1
+        alone = ("--outbox", "none.db", "--store", str(tmp_path / "bot.history.db"))
+        for options, where, expected in (
+            (("--owner", "42"), (), {"m-3", "m-1"}),
+            (("--conversation", "chat-2"), (), {"m-2"}),
+            ((), alone, {"m-1", "m-2"}),
+        ):
+            assert {hit["message"]["id"] for hit in found(*options, where=where)["hits"]} == expected
 
     def test_nothing_found_is_3_and_no_word_is_2(self, letopis: Any) -> None:
         assert letopis("history", "search", "ветер")[0] == 3
@@ -255,8 +254,3 @@ class TestCommand:
         assert out == "" and "no word" in err
         assert code in (1, 2)
         assert letopis("history", "search", "--", "-ответ")[0] == code
-
-    def test_a_store_alone_is_searched(self, letopis: Any, tmp_path: Path) -> None:
-        where = ("--outbox", "none.db", "--store", str(tmp_path / "bot.history.db"))
-        code, out, _ = letopis(*where, "history", "search", "ответ", "--json")
-        assert (code, {hit["message"]["id"] for hit in json.loads(out)["hits"]}) == (0, {"m-1", "m-2"})

@@ -70,19 +70,6 @@ async def test_a_commit_leaves_both_and_nobody_sees_them_before_it(history: Hist
     assert await second.saved(timeout=20)
 
 
-async def test_an_exception_leaves_neither(history: History) -> None:
-    with pytest.raises(Oops):  # noqa: PT012 - the end of the block is part of it
-        async with history.transaction() as tx:
-            await tx.execute(pay())
-            receipt = await tx.append("c1", Message.user("hi"))
-            raise Oops
-
-    assert await left(history) == 10
-    assert await said(history) == []
-    assert not await receipt.saved()
-    assert (await history.append("c1", Message.user("after"))).sequence == 2
-
-
 async def test_transactions_and_appends_of_one_process_take_turns(history: History) -> None:
     async def spend(number: int) -> None:
         async with history.transaction() as tx:
@@ -200,7 +187,7 @@ async def test_rows_of_a_session_commit_with_the_transaction(shop: History) -> N
     async with shop.transaction() as tx:
         async with tx.session() as session:
             session.add(Order(what="tea"))
-            receipt = await tx.append("c1", Message.assistant("Ordered."))
+            receipt = await shop.append_in(session, "c1", Message.assistant("Ordered."))
             await session.commit()  # as a function of the bot's may that knows of no transaction around it
             found = (await session.scalars(sa.select(Order))).one()
             found.what = "green tea"
@@ -213,9 +200,10 @@ async def test_rows_of_a_session_commit_with_the_transaction(shop: History) -> N
 
 
 @pytest.mark.parametrize("inside", [True, False])
-async def test_rows_of_a_session_roll_back_with_the_transaction(shop: History, inside: bool) -> None:
+async def test_an_exception_leaves_nothing(shop: History, inside: bool) -> None:
     with pytest.raises(Oops):  # noqa: PT012 - the end of the block is part of it
         async with shop.transaction() as tx:
+            await tx.execute(pay())
             async with tx.session() as session:
                 session.add(Order(what="tea"))
                 await session.commit()
@@ -224,8 +212,9 @@ async def test_rows_of_a_session_roll_back_with_the_transaction(shop: History, i
                     raise Oops
             raise Oops
 
-    assert (await orders(shop), await said(shop)) == ([], [])
+    assert (await left(shop), await orders(shop), await said(shop)) == (10, [], [])
     assert not await receipt.saved()
+    assert (await shop.append("c1", Message.user("after"))).sequence == 2
 
 
 async def test_a_session_that_fails_takes_back_its_own_part_alone(shop: History) -> None:
@@ -252,45 +241,27 @@ async def test_a_session_that_fails_takes_back_its_own_part_alone(shop: History)
     assert await kept.saved(timeout=20)
 
 
-async def test_append_in_takes_the_session_of_a_transaction(shop: History) -> None:
-    async with shop.transaction() as tx, tx.session() as session:
-        session.add(Order(what="tea"))
-        await shop.append_in(session, "c1", Message.assistant("Ordered."))
-    assert (await orders(shop), await said(shop)) == (["tea"], ["Ordered."])
-
-
 async def test_a_connection_of_an_engine_of_the_bots_own_works_too(history: History, tmp_path: Path) -> None:
-    """Made as SQLAlchemy makes them: transactions begin late, at the first write."""
+    """Made as SQLAlchemy makes them: a transaction begins late, at the first write, and a fetch is a coroutine, by which
+    an edit was taken for one of an erased message."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
+    message = Message.user("one", id="m-1")
     async with engine.begin() as connection:
         await connection.execute(pay())
-        receipt = await history.append_in(connection, "c1", Message.user("one"))
+        receipt = await history.append_in(connection, "c1", message)
     async with engine.connect() as connection:
-        second = await history.append_in(connection, "c1", Message.user("two"))
+        edited = await history.append_in(connection, "c1", MessageEdited(message_id="m-1", content="two"))
+        sent = await history.append_in(connection, "c1", MessageSent(message_id="m-1", sent_as="text"))
+        again = await history.append_in(connection, "c1", message, after=receipt)
         await connection.commit()
         third = await history.append_in(connection, "c1", Message.user("three"))
         await connection.rollback()
 
-    assert await receipt.saved(timeout=20)
-    assert await second.saved(timeout=20)
-    assert not await third.saved(timeout=0.05)
-    assert await said(history) == ["one", "two"]
-    await engine.dispose()
-
-
-async def test_rows_are_fetched_from_the_cursor_of_an_engine_of_the_bots_own(history: History, tmp_path: Path) -> None:
-    """The adapter's ``execute`` returns a cursor whose fetches are coroutines, which took an edit for one of an erased
-    message, and a confirmation for one of a redacted one."""
-    message = await history.append("c1", Message.user("one", id="m-1"))
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
-    async with engine.begin() as connection:
-        edited = await history.append_in(connection, "c1", MessageEdited(message_id="m-1", content="two"))
-        sent = await history.append_in(connection, "c1", MessageSent(message_id="m-1", sent_as="text"))
-        again = await history.append_in(connection, "c1", Message.user("one", id="m-1"), after=message)
-    await engine.dispose()
-
     assert (edited.sequence, sent.sequence, again.sequence) == (3, 4, 2)
+    assert await sent.saved(timeout=20)
+    assert not await third.saved(timeout=0.05)
     assert await said(history) == ["two"]
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("as_session", [False, True])
@@ -331,14 +302,10 @@ async def test_a_connection_that_will_not_do_is_refused(
         await connection.exec_driver_sql(f"PRAGMA {pragma}")
         with pytest.raises(InvalidInput, match=reason):
             await history.append_in(connection, "c1", Message.user("x"))
+        with pytest.raises(InvalidInput, match="AsyncConnection"):
+            await history.append_in(None, "c1", Message.user("x"))  # type: ignore[arg-type]
     assert await said(history) == []
     await engine.dispose()
-
-
-@pytest.mark.parametrize("wrong", [None, "x", 7])
-async def test_what_is_no_connection_is_refused(history: History, wrong: Any) -> None:
-    with pytest.raises(InvalidInput, match="AsyncConnection"):
-        await history.append_in(wrong, "c1", Message.user("x"))
 
 
 async def test_a_transaction_that_read_first_and_was_overtaken_is_told_why(tmp_path: Path) -> None:
