@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.alerting.channels import Alert, AlertFailed, AppriseChannel, open_channels
+from letopis.outbox.alerting.channels import Alert, AlertFailed, open_channels
 from letopis.outbox.config.settings import AlertSettings, load_alerts
 from letopis.store.errors import ConfigurationError
 from tests.support.webhook import Site, serve
@@ -28,14 +28,16 @@ def site() -> Iterator[Site]:
         yield found
 
 
-async def test_a_web_address_gets_the_alert_as_json(site: Site) -> None:
-    (channel,) = open_channels([f"http://{site.url}/hook/{SECRET}?token=a%26b&redirect=yes&x="], private=True)
-    await channel.send(ALERT)
-    [path], [value] = site.paths, site.alerts
-
-    assert path == f"/hook/{SECRET}?token=a%26b&redirect=yes&x=", "the query is the receiver's"
-    assert (value["title"], value["message"], value["type"]) == ("Letopis: a title", "line 1\nline 2", "warning")
-    assert channel.name == "webhook 127.0.0.1"
+@pytest.mark.parametrize("scheme", ["http", "json"])
+async def test_an_alert_arrives_as_json_under_its_whole_address(site: Site, scheme: str) -> None:
+    path = f"/hook/{SECRET}" + ("?token=a%26b&redirect=yes&x=" if scheme == "http" else "")
+    (channel,) = open_channels([f"{scheme}://{site.url}{path}"], private=True)
+    for recovered, kind in ((False, "warning"), (True, "success")):
+        await channel.send(replace(ALERT, recovered=recovered))
+        sent = site.alerts[-1]
+        assert (sent["title"], sent["message"], sent["type"]) == ("Letopis: a title", "line 1\nline 2", kind)
+        assert site.paths[-1] == path, "the query is the receiver's"
+    assert channel.name == ("webhook 127.0.0.1" if scheme == "http" else "JSON")
     assert SECRET not in channel.name + channel.recipient
 
 
@@ -55,23 +57,24 @@ async def test_a_channel_that_refuses_or_redirects_is_an_error_without_its_addre
     assert [path.partition("?")[0] for path in site.paths] == [f"/{SECRET}"], "once, and to no other place"
 
 
-@pytest.mark.parametrize(
-    "address", ["https://[1::/{0}", "https:///{0}", "https://a:99999/{0}", "https://a:0/{0}", "{0}", "mailto:{0}"]
+WITHOUT_TLS = ("http://127.0.0.1/{0}", "json://127.0.0.1/{0}", "xml://10.0.0.1/{0}", "FORM://example.com/{0}")
+NONE = (
+    "https://[1::/{0}",
+    "https:///{0}",
+    "https://a:99999/{0}",
+    "https://a:0/{0}",
+    "{0}",
+    "mailto:{0}",
+    "nonsense://{0}",
 )
-def test_an_address_that_is_none_is_refused_without_being_quoted(address: str) -> None:
+
+
+@pytest.mark.parametrize("address", WITHOUT_TLS + NONE)
+def test_an_address_that_is_none_or_without_tls_is_refused_without_being_quoted(address: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         open_channels([address.format(SECRET)])
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None or SECRET not in str(refused.value.__cause__)
-
-
-async def test_apprise_passes_an_alert_on(site: Site) -> None:
-    (channel,) = open_channels([f"json://{site.url}/{SECRET}"], private=True)
-    assert isinstance(channel, AppriseChannel)
-    for recovered, kind in ((False, "warning"), (True, "success")):
-        await channel.send(replace(ALERT, recovered=recovered))
-        sent = site.alerts[-1]
-        assert (sent["title"], sent["message"], sent["type"]) == ("Letopis: a title", "line 1\nline 2", kind)
 
 
 async def test_nothing_that_is_logged_on_the_way_holds_a_token(site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,12 +84,9 @@ async def test_nothing_that_is_logged_on_the_way_holds_a_token(site: Site, caplo
         site.status = 500
         with pytest.raises(AlertFailed):
             await channel.send(ALERT)
-        with pytest.raises(ConfigurationError) as unknown:
-            open_channels([f"nonsense://{SECRET}"])
 
     assert len(site.asked) == 2
     assert SECRET not in caplog.text
-    assert SECRET not in str(unknown.value)
     assert SECRET not in repr(vars(channel).get("name")) + channel.recipient
 
 
@@ -95,12 +95,6 @@ def test_what_is_logged_by_others_is_left_alone(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         logging.getLogger("apprise").info("the bot's own use of it")
     assert "the bot's own use of it" in caplog.text
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1/", "json://127.0.0.1/", "xml://10.0.0.1/", "FORM://example.com/"])
-def test_an_address_without_tls_must_be_allowed(url: str) -> None:
-    with pytest.raises(ConfigurationError):
-        open_channels([url])
 
 
 def test_one_address_is_one_channel_in_every_process() -> None:
@@ -149,15 +143,12 @@ def test_channels_may_lie_in_a_file_of_secrets(tmp_path: Path) -> None:
     [
         ({"channel": []}, {}, r"did you mean 'channels'\?"),
         ({"channels": "https://a/"}, {}, "channels must be a list"),
-        ({"channels": [7]}, {}, "channels must be a list"),
         ({"private": "yes"}, {}, "private must be true or false"),
-        ({"stuck_after": True}, {}, "stuck_after must be a number"),
         ({"stuck_after": 0}, {}, "between 1 and 86400"),
         ({"language": "de"}, {}, "one of en, ru"),
         ({"texts": "rude"}, {}, "one of plain, seed"),
         ({"channels": ["a"], "channels_file": "b"}, {}, "remove one"),
         ({"channels_file": "nowhere"}, {}, "cannot be read"),
-        ({}, {"LETOPIS_ALERTS_FILE": "/nowhere/at/all"}, "cannot be read"),
         ({}, {"LETOPIS_ALERTS": "a", "LETOPIS_ALERTS_FILE": "b"}, "unset one"),
         ({}, {"LETOPIS_ALERTS_PRIVATE": "perhaps"}, "is 0 or 1"),
     ],

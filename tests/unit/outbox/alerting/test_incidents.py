@@ -350,13 +350,6 @@ def test_only_operators_are_reminded_and_once_a_day_whatever_the_clock_does(
     assert next_at(seconds, firing, sent, operator=False) is None
 
 
-def test_only_operators_learn_that_it_got_worse() -> None:
-    worse = an_incident(FIRING, escalations=1)
-    assert next_at(60, worse, a_notification()) is STUCK
-    assert next_at(60, worse, a_notification(escalations=1)) is None
-    assert next_at(60, worse, a_notification(), operator=False) is None
-
-
 @pytest.mark.parametrize(
     ("incident", "last", "expected"),
     [

@@ -96,32 +96,24 @@ async def _skipped(history: History) -> Receipt:
     return receipt
 
 
-async def test_a_skipped_event_is_never_called_saved(history: History) -> None:
+@pytest.mark.parametrize("put_back", [False, True])
+async def test_a_skipped_event_is_not_called_saved_unless_it_was_put_back(history: History, put_back: bool) -> None:
     """A receipt of a skipped event waited for ever, and said "saved" once the tombstone had been pruned."""
-    receipt = await _skipped(history)
-    assert not await receipt.saved(timeout=20)
-    assert await receipt.state() is Saved.BLOCKED
-    assert await Relay(history.outbox, history.store).drain() == 1
-    await prune(history, keep_last=0)
-    assert not await receipt.saved(timeout=20)
-    assert await receipt.state() is Saved.BLOCKED
-
-
-async def test_a_skipped_event_that_was_put_back_is_saved_again(history: History) -> None:
-    """The counterpart: what was skipped, put back and delivered is saved, also when it has been let go."""
     outbox = history.outbox
     receipt = await _skipped(history)
-    await outbox.write(_block)
-    [tombstone] = await outbox.read(lambda connection: list_pending(connection, Selection(), limit=10))
-    await outbox.write(
-        lambda connection: restore(connection, tombstone.event_id, reason="a mistake", now_us=outbox.now_us())
-    )
-
-    assert await receipt.state() is Saved.PENDING
+    if put_back:
+        await outbox.write(_block)
+        [tombstone] = await outbox.read(lambda connection: list_pending(connection, Selection(), limit=10))
+        await outbox.write(
+            lambda connection: restore(connection, tombstone.event_id, reason="a mistake", now_us=outbox.now_us())
+        )
+    else:
+        assert not await receipt.saved(timeout=20)
+    assert await receipt.state() is (Saved.PENDING if put_back else Saved.BLOCKED)
     assert await Relay(outbox, history.store).drain() == 1
     await prune(history, keep_last=0)
-
-    assert await receipt.saved(timeout=20)
+    assert await receipt.saved(timeout=20) is put_back
+    assert await receipt.state() is (Saved.SAVED if put_back else Saved.BLOCKED)
 
 
 async def test_what_only_the_store_knows_is_pending_while_it_is_away(history: History, monkeypatch: Any) -> None:

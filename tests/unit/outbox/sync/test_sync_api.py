@@ -241,25 +241,6 @@ def test_a_thread_with_an_event_loop_is_told_to_use_the_other_one(history: Block
     assert not (tmp_path / "other.db").exists()
 
 
-def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
-    with BlockingHistory(tmp_path / "bot.outbox.db") as history, history.reply("c1") as reply:
-        reply.add("x")
-    got: list[BaseException] = []
-    ready = threading.Event()
-
-    async def callback(_: tuple[Unconfirmed, ...]) -> None:
-        await asyncio.to_thread(ready.wait, SOON)
-        try:
-            history.status()
-        except BaseException as error:
-            got.append(error)
-
-    with BlockingHistory(tmp_path / "bot.outbox.db", on_unconfirmed=callback) as history:
-        ready.set()
-        until(lambda: got)
-    assert isinstance(got[0], InEventLoop)
-
-
 @pytest.mark.parametrize("block", [True, False])
 def test_after_its_end_everything_says_closed_and_nothing_is_left(tmp_path: Path, block: bool) -> None:
     threads, descriptors = own_threads(), None
@@ -336,18 +317,6 @@ def interrupt_when(true: Callable[[], bool]) -> threading.Thread:
     thread = threading.Thread(target=press)
     thread.start()
     return thread
-
-
-@POSIX
-def test_ctrl_c_cancels_what_is_waited_for(tmp_path: Path) -> None:
-    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
-        receipt = history.append("c1", Message.user("hi"))
-        waiters = history._inner._parts.deliveries._waiters
-        presser = interrupt_when(lambda: bool(waiters))
-        with pytest.raises(KeyboardInterrupt):
-            receipt.saved()
-        presser.join()
-        until(lambda: not waiters)
 
 
 @POSIX
