@@ -113,18 +113,6 @@ async def test_without_the_group_it_is_one_a_file(world: World) -> None:
     assert len(world.pager.alerts) == FILES
 
 
-async def test_a_restart_within_the_outage_repeats_nothing(world: World) -> None:
-    await world.outage(files=4)
-    world.daemons.clear()
-    await world.outage()  # two files have no incident yet
-    assert world.told == [AWAY]
-
-    world.daemons.clear()
-    world.start_daemon()
-    await world.recovery()
-    assert world.told == [AWAY, BACK]
-
-
 async def test_two_daemons_on_the_same_files_tell_it_once(world: World) -> None:
     world.start_daemon()
     await world.outage()

@@ -16,12 +16,10 @@ from letopis.store import (
     MessageEdited,
     MessageRedacted,
     Page,
-    Precondition,
     ReactionAdded,
     Seen,
 )
-from letopis.store.model.codec import decode
-from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES
+from letopis.store.rules.preconditions import PRECONDITION_KEY
 from tests.support.pruning import prune
 from tests.support.relays import sql
 
@@ -143,34 +141,6 @@ async def test_of_many_strict_appends_after_the_same_exactly_one_wins(history: H
     lost = [(one.expected, one.actual) for one in outcomes if isinstance(one, VersionConflict)]
     assert lost == [(question.sequence, question.sequence + 1)] * (len(outcomes) - 1)
     assert len(await held(history)) == 3
-
-
-async def test_a_conflict_leaves_the_others_of_its_transaction_alone(history: History) -> None:
-    question = await asked(history)
-
-    outcomes = await asyncio.gather(
-        history.append(CHAT, Message.user("and?")),
-        history.append(CHAT, Message.assistant("late"), after=question),
-        history.append(CHAT, ReactionAdded(message_id="m-1", key="x")),
-        history.append("c2", Message.user("else"), expected=0),
-        return_exceptions=True,
-    )
-
-    assert [isinstance(one, VersionConflict) for one in outcomes] == [False, True, False, False]
-    types = [name for _, name in await held(history)]
-    assert types == ["conversation.started", "message.appended", "message.appended", "reaction.added"]
-
-
-async def test_a_turn_of_several_events_is_one_and_each_of_them_says_so(history: History) -> None:
-    question = await asked(history)
-    turn = await history.append(CHAT, Message.assistant("a"), Message.tool("b"), after=question)
-    rows = await sql(history.outbox, "SELECT metadata FROM letopis_outbox_events WHERE sequence > 2 ORDER BY sequence")
-    conditions = [Precondition.of(decode(row[0])) for row in rows]
-    assert conditions == [
-        Precondition(sequence=2, types=TURN_TYPES),
-        Precondition(sequence=2, types=TURN_TYPES, batch_id=turn.event_ids[0]),
-    ]
-    await refused(history, Message.assistant("c"), Message.assistant("d"), after=question)
 
 
 async def test_in_a_transaction_a_conflict_leaves_the_rest_of_it_usable(history: History) -> None:

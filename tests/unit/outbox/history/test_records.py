@@ -1,42 +1,18 @@
 """Records of a history: from any loop, pending and stored together, and what is known of them without the store."""
 
-import asyncio
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from letopis import ABSENT, History, InvalidInput, RecordConflict, Records, StoreUnavailable
+from letopis import ABSENT, History, InvalidInput, RecordConflict, StoreUnavailable
 from tests.support.outages import locked_out
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import all_pages, present
 
 CP = ("cp",)
 TAGS = {"run": "r"}
-
-
-async def keys(records: Records) -> list[str]:
-    return [one.key for one in await records.list()]
-
-
-def test_records_open_the_history_and_work_in_any_loop(tmp_path: Path) -> None:
-    history = History(tmp_path / "bot.outbox.db")
-    records = history.records(conversation="chat-1")
-
-    async def main() -> list[str]:
-        await records.put(CP, "here", 1)
-        await asyncio.to_thread(lambda: asyncio.run(records.put(CP, "there", 2)))
-        async with history.transaction() as tx:
-            await tx.put(records, CP, "together", 3, expected=ABSENT)
-        return await keys(records)
-
-    async def again() -> list[str]:
-        async with history:
-            return await keys(records)
-
-    assert asyncio.run(main()) == ["here", "there", "together"]
-    assert asyncio.run(again()) == ["here", "there", "together"]  # opened again, in another loop
 
 
 async def test_a_record_that_was_put_again_since_it_was_read_is_not_deleted(bot: History) -> None:

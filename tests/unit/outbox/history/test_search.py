@@ -201,12 +201,8 @@ async def test_what_is_no_place_is_refused(history: History) -> None:
     for after in ("x", *(encode(*place) for place in beyond + of_no_kind)):
         with pytest.raises(InvalidInput, match="after"):
             await history.search("ответ", after=after)
-
-
-@pytest.mark.parametrize(("field", "value"), [("owner", ""), ("conversation", "\n"), ("limit", 0)])
-async def test_a_search_that_is_none_is_refused(history: History, field: str, value: Any) -> None:
-    with pytest.raises(InvalidInput, check=lambda refused: refused.field == field):
-        await history.search("ответ", **{field: value})
+    with pytest.raises(InvalidInput, match="limit"):
+        await history.search("ответ", limit=0)
 
 
 class TestCommand:

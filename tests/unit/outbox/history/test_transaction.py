@@ -242,7 +242,7 @@ async def test_a_session_that_fails_takes_back_its_own_part_alone(shop: History)
 
 
 async def test_a_connection_of_an_engine_of_the_bots_own_works_too(history: History, tmp_path: Path) -> None:
-    """Made as SQLAlchemy makes them: a fetch is a coroutine, by which an edit was taken for one of an erased message."""
+    """An edit was taken for one of an erased message, as a fetch is a coroutine there."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
     message = Message.user("one", id="m-1")
     async with engine.begin() as connection:

@@ -109,16 +109,6 @@ def test_a_method_without_a_twin_is_noticed() -> None:
     assert differences(Grown, BlockingHistory) == {"drained", "hum"}
 
 
-def test_a_twin_reads_as_a_function_of_its_class() -> None:
-    for name in ("append", "status", "transaction"):
-        function = getattr(BlockingHistory, name)
-        assert function.__doc__ == f"As :meth:`History.{name}`; waits."
-        assert (function.__qualname__, inspect.iscoroutinefunction(function)) == (f"BlockingHistory.{name}", False)
-    assert BlockingReceipt.sequence.__doc__ == "As in :class:`Receipt`."
-    assert inspect.signature(BlockingHistory.append).return_annotation is BlockingReceipt
-    assert inspect.signature(History.append).return_annotation == "Receipt"
-
-
 def test_a_bot_without_asyncio_says_and_reads(history: BlockingHistory) -> None:
     first = history.append("c1", Message.user("What is tea?", id="m-1"), owner="42")
     with history.reply("c1") as reply:
