@@ -182,16 +182,12 @@ def test_the_command_tries_every_channel(site: Site, letopis: Letopis) -> None:
     assert SECRET not in out + err
 
 
-def test_the_command_without_channels_says_how_to_set_one(elsewhere: None, letopis: Letopis, tmp_path: Path) -> None:
-    code, out, err = letopis("alerts", "test")
-    assert (code, out) == (78, "")
-    assert "LETOPIS_ALERTS" in err
-    assert list(tmp_path.iterdir()) == [], "and makes nothing"
-
-
-def test_the_command_refuses_an_address_without_tls(elsewhere: None, letopis: Letopis, site: Site) -> None:
+def test_the_command_needs_a_channel_and_tls(elsewhere: None, letopis: Letopis, site: Site, tmp_path: Path) -> None:
+    none = letopis("alerts", "test")
     plain = letopis("alerts", "test", "--channel", f"http://{site.url}/{SECRET}")
     secure = letopis("alerts", "test", "--channel", f"https://{site.url}/{SECRET}")
+    assert none[:2] == (78, "") and "LETOPIS_ALERTS" in none[2]
     assert plain[0] == 78 and "without TLS" in plain[2]
     assert (secure[0], secure[1][:4], site.asked) == (1, "FAIL", [])
     assert SECRET not in "".join(plain[1:] + secure[1:])
+    assert list(tmp_path.iterdir()) == [], "and makes nothing"

@@ -109,10 +109,6 @@ def operators(connection: sa.Connection, *, now: datetime = START) -> list[Pendi
     return pending_for_channel(connection, CHANNEL, now=now, policy=POLICY, repeat=DAY)
 
 
-def kinds(pending: list[PendingNotification]) -> list[NotificationKind]:
-    return [one.notification.kind for one in pending]
-
-
 def tell(
     connection: sa.Connection, pending: list[PendingNotification], *, told: bool | None = True, now: datetime = START
 ) -> None:
@@ -203,7 +199,7 @@ def test_whoever_heard_of_it_hears_the_end_and_then_nothing(connection: sa.Conne
 
     end(connection, case)
     pending = operators(connection)
-    assert kinds(pending) == ([] if told is False else [NotificationKind.RECOVERED])
+    assert [one.notification.kind for one in pending] == [NotificationKind.RECOVERED] * (told is not False)
     tell(connection, pending)
     assert operators(connection) == []
 
@@ -218,7 +214,8 @@ def test_an_outcome_that_comes_after_the_next_claim_changes_nothing(connection: 
     record_outcome(connection, pending, told=False, now=tomorrow, policy=POLICY)
     end(connection, case)
 
-    assert kinds(operators(connection, now=tomorrow + CLAIM_TIMEOUT)) == [NotificationKind.RECOVERED]
+    (one,) = operators(connection, now=tomorrow + CLAIM_TIMEOUT)
+    assert one.notification.kind is NotificationKind.RECOVERED
 
 
 def test_operators_are_tried_again_reminded_and_told_when_it_gets_worse_and_users_are_not(
@@ -311,7 +308,7 @@ def test_a_user_who_knows_of_the_outage_is_not_told_of_one_conversation_too(conn
     set_lane(connection, "a", state="ready", delivered=1)
     end(connection, blocked)
     (one,) = users(connection)
-    assert (kinds([one]), one.incident.kind) == ([NotificationKind.RECOVERED], STORE_DOWN)
+    assert (one.notification.kind, one.incident.kind) == (NotificationKind.RECOVERED, STORE_DOWN)
 
 
 def test_a_user_who_knows_of_a_conversation_hears_its_own_end(connection: sa.Connection) -> None:

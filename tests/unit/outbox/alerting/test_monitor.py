@@ -216,12 +216,6 @@ async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: 
 
 
 async def test_the_relay_in_the_bots_own_process_is_asked_directly(town: Town) -> None:
-    view = BreakerView(state="open", reason="no [misconfigured 1]")
-    town.watches = [town.watch(channels=[town.pager], breaker=lambda: view)]
-    town.relay_lives = False
-    await town.run(10)
-    assert town.pager.words == ["stuck"]
-
     assert breaker_view(town.relay.breaker) == BreakerView(state="closed", since=START)
     town.relay.breaker.trip(AWAY, ["a"])
     assert breaker_view(town.relay.breaker).reason == "the server does not answer [unavailable 08006]"

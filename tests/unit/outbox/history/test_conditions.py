@@ -53,7 +53,6 @@ async def refused(history: History, *what: Any, **options: Any) -> VersionConfli
 
 FORMS: list[Callable[[History], Any]] = [
     lambda history: history.append(CHAT, ReactionAdded(message_id="m-1", key="x")),
-    lambda history: history.messages(CHAT),
     lambda history: history.messages(CHAT, last=1),
     lambda history: history.chat(CHAT).conversation(),
     lambda history: history.context(CHAT, last=6),

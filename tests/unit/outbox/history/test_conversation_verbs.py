@@ -1,7 +1,6 @@
 """The verbs of a conversation at the edges: what is there no more or is not known, races, forks."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,17 +152,6 @@ async def test_deleted_is_gone(history: History) -> None:
         await deliver_all(history)
     found = present(await chat.conversation())
     assert (found.state, found.owner_id, found.message_count) == ("deleted", "42", 0)
-
-
-async def test_what_another_outbox_has_deleted_is_gone_too(history: History, tmp_path: Path) -> None:
-    await history.append("c1", ConversationStarted(owner_id="42"))
-    await deliver_all(history)
-    async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
-        await other.chat("c1").delete()
-        await deliver_all(other)
-    for call in (history.chat("c1").activate(), history.chat("c1").restore(), history.chat("c1").delete()):
-        with pytest.raises(ConversationGone):
-            await call
 
 
 async def test_there_is_no_such_conversation(history: History) -> None:

@@ -58,8 +58,9 @@ async def fault_of(work: Awaitable[object]) -> StoreFault | None:
     return None
 
 
-@pytest.mark.parametrize("stage", ["connect", "begin", "statement", "commit", "rollback", "close"])
+@pytest.mark.parametrize("stage", ["connect", "begin", "statement", "trickle", "commit", "rollback", "close"])
 async def test_a_black_hole_ends_by_our_own_clock(wire: tuple[peers.Wire, AsyncEngine], stage: str) -> None:
+    """Also one in which each byte comes in time and the answer never does."""
     line, engine = wire
     hole = line.flowing
 
@@ -75,7 +76,8 @@ async def test_a_black_hole_ends_by_our_own_clock(wire: tuple[peers.Wire, AsyncE
                 at("begin")
                 await connection.exec_driver_sql("SELECT 1")
                 at("statement")
-                await connection.exec_driver_sql("SELECT 2")
+                line.pace = 0.1 if stage == "trickle" else None
+                await connection.exec_driver_sql("SELECT REPEAT('x', 4000)")
                 hole.clear()
                 if stage == "commit":
                     with translated(committing=True):
@@ -92,6 +94,7 @@ async def test_a_black_hole_ends_by_our_own_clock(wire: tuple[peers.Wire, AsyncE
         expected = FaultClass.UNKNOWN_OUTCOME if stage == "commit" else FaultClass.UNAVAILABLE
         assert present(fault).fault_class is expected
     hole.set()
+    line.pace = None
     async with engine.connect() as connection:
         assert (await connection.execute(sa.text("SELECT 3"))).scalar_one() == 3
 
@@ -111,20 +114,3 @@ async def test_a_cancelled_statement_in_a_black_hole_lets_go_soon(wire: tuple[pe
     await asyncio.wait((task,), timeout=ENOUGH)
 
     assert task.cancelled()
-
-
-async def test_an_answer_that_trickles_byte_by_byte_is_given_up(wire: tuple[peers.Wire, AsyncEngine]) -> None:
-    """Each byte comes in time, the answer never does."""
-    line, engine = wire
-
-    async def work() -> None:
-        with translated():
-            async with engine.connect() as connection:
-                await connection.exec_driver_sql("SELECT 1")
-                line.pace = 0.1
-                await connection.exec_driver_sql("SELECT REPEAT('x', 4000)")
-
-    fault = await fault_of(work())
-    line.pace = None
-
-    assert present(fault).fault_class is FaultClass.UNAVAILABLE

@@ -9,7 +9,7 @@ from unittest.mock import AsyncMock
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History, Receipt, Relay, Selection
+from letopis.outbox import History, Relay, Selection
 from letopis.outbox.event_log.acknowledge import block_lane
 from letopis.outbox.event_log.lanes import find_lane
 from letopis.outbox.operations.pending_events import list_pending
@@ -84,23 +84,17 @@ def _block(connection: sa.Connection) -> None:
     assert block_lane(connection, lane, attempts=4, fault_class="poison", fault="refused")
 
 
-async def _skipped(history: History) -> Receipt:
-    """Have an event blocked and skipped; return its receipt."""
-    await history.append("c1", Message.user("good"))
-    await deliver_all(history)
-    receipt = await history.append("c1", Message.user("bad"))
-    await history.outbox.write(_block)
-    await history.outbox.write(
-        lambda connection: skip(connection, receipt.event_ids[0], reason="a test", now_us=history.outbox.now_us())
-    )
-    return receipt
-
-
 @pytest.mark.parametrize("put_back", [False, True])
 async def test_a_skipped_event_is_not_called_saved_unless_it_was_put_back(history: History, put_back: bool) -> None:
     """A receipt of a skipped event waited for ever, and said "saved" once the tombstone had been pruned."""
     outbox = history.outbox
-    receipt = await _skipped(history)
+    await history.append("c1", Message.user("good"))
+    await deliver_all(history)
+    receipt = await history.append("c1", Message.user("bad"))
+    await outbox.write(_block)
+    await outbox.write(
+        lambda connection: skip(connection, receipt.event_ids[0], reason="a test", now_us=outbox.now_us())
+    )
     if put_back:
         await outbox.write(_block)
         [tombstone] = await outbox.read(lambda connection: list_pending(connection, Selection(), limit=10))

@@ -468,7 +468,7 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
     assert ids == [[whole.message_id, half.message_id], [half.message_id]]
 
 
-async def test_whoever_is_told_may_fail_and_may_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_whoever_is_told_may_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(tmp_path) as history:
         await write(history)
 
@@ -478,16 +478,6 @@ async def test_whoever_is_told_may_fail_and_may_write(tmp_path: Path, caplog: py
     async with opened(tmp_path, on_unconfirmed=breaks):
         await until(lambda: "did not take 1 replies that were never confirmed: RuntimeError" in caplog.text)
     assert "secret" not in caplog.text
-
-    async def send_again(found: tuple[Unconfirmed, ...]) -> None:
-        for one in found:
-            await history.chat(one.conversation_id).sent(one.message_id)
-        done.set()
-
-    done = asyncio.Event()
-    async with opened(tmp_path, on_unconfirmed=send_again) as history:
-        await asyncio.wait_for(done.wait(), 10)
-        assert await history.unconfirmed() == ()
 
 
 async def test_what_the_outbox_let_go_is_still_known_for_a_while(tmp_path: Path) -> None:
@@ -534,18 +524,24 @@ async def test_the_how_to_of_streaming_runs(history: History) -> None:
     )
 
 
-async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = blocks("confirm-sending.md")
-    monkeypatch.chdir(tmp_path)
+def platform(*troubles: Exception) -> tuple[SimpleNamespace, list[str]]:
+    """A bot that takes what is "good", and the rest after its troubles; and what it has shown."""
     shown: list[str] = []
+    left = [*troubles]
 
     async def send_message(_: str, text: str) -> SimpleNamespace:
-        if text == "bad":
-            raise ConnectionError
+        if text != "good" and left:
+            raise left.pop(0)
         shown.append(text)
         return SimpleNamespace(message_id=len(shown))
 
-    bot = SimpleNamespace(send_message=send_message)
+    return SimpleNamespace(send_message=send_message), shown
+
+
+async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = blocks("confirm-sending.md")
+    monkeypatch.chdir(tmp_path)
+    bot, shown = platform(ConnectionError())
     async with opened(tmp_path) as history:
         await names["reply_to"](history, bot, "a", "good")
         with pytest.raises(ConnectionError):
@@ -558,9 +554,24 @@ async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest
 
     async def serve(history: History) -> None:
         await confirmed(history)
-        for name, delivery in zip("abcd", ("SENT", "FAILED", "SENT", "FAILED"), strict=True):
-            (message,) = await history.messages(name)
-            assert message.delivery.name == delivery
+        deliveries = [(await history.messages(name))[0].delivery.name for name in "abcd"]
+        assert deliveries == ["SENT", "FAILED", "SENT", "FAILED"]
 
     await names["run_bot"](bot, serve)
     assert shown == ["good", "whole"]
+
+
+async def test_the_how_to_of_sending_again_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = blocks("confirm-sending.md")
+    monkeypatch.chdir(tmp_path)
+    bot, shown = platform(ConnectionError(), PermissionError())
+    told: list[Unconfirmed] = []
+
+    async def serve(history: History) -> None:
+        for chat, text in (("a", "good"), ("b", "blocked")):
+            await names["reply_at_last"](history, bot, chat, text)
+        await confirmed(history)
+
+    await names["run_sending_bot"](bot, serve, told.extend)
+    assert shown == ["good"]
+    assert [one.failure for one in told] == ["the user has blocked the bot"]

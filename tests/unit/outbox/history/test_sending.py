@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -19,7 +18,7 @@ from letopis.outbox.history.options import Options
 from letopis.store import Delivery, InvalidInput, MessageSent, OutboxUnavailable
 from tests.support.apart import open_apart
 from tests.support.relays import Hands, until
-from tests.unit.outbox.history.test_replies import blocks, confirmed, died, write
+from tests.unit.outbox.history.test_replies import died, write
 
 DAY = 86_400.0
 
@@ -342,29 +341,3 @@ async def test_a_sender_that_is_cancelled_as_it_wakes_ends(bot: Bot) -> None:
 
     assert done == {task}
     assert task.cancelled()
-
-
-async def test_the_how_to_of_sending_again_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = blocks("confirm-sending.md")
-    monkeypatch.chdir(tmp_path)
-    troubles: list[Exception] = [ConnectionError(), PermissionError()]
-    shown: list[str] = []
-    told: list[Unconfirmed] = []
-
-    async def send_message(_: str, text: str) -> SimpleNamespace:
-        if text != "good" and troubles:
-            raise troubles.pop(0)
-        shown.append(text)
-        return SimpleNamespace(message_id=len(shown))
-
-    bot = SimpleNamespace(send_message=send_message)
-
-    async def serve(history: History) -> None:
-        for chat, text in (("a", "good"), ("b", "blocked")):
-            await names["reply_at_last"](history, bot, chat, text)
-        await confirmed(history)
-
-    await names["run_sending_bot"](bot, serve, told.extend)
-
-    assert shown == ["good"]
-    assert [one.failure for one in told] == ["the user has blocked the bot"]

@@ -70,22 +70,6 @@ async def test_a_commit_leaves_both_and_nobody_sees_them_before_it(history: Hist
     assert await second.saved(timeout=20)
 
 
-async def test_transactions_and_appends_of_one_process_take_turns(history: History) -> None:
-    async def spend(number: int) -> None:
-        async with history.transaction() as tx:
-            before = await tx.scalar(sa.select(purse.c.left).where(purse.c.owner == "42"))
-            await asyncio.sleep(0)
-            await tx.execute(sa.update(purse).where(purse.c.owner == "42").values(left=before - 1))
-            await tx.append("c1", Message.user(f"t{number}"))
-
-    await asyncio.gather(
-        *(spend(number) for number in range(8)), *(history.append("c1", Message.user(f"a{n}")) for n in range(30))
-    )
-
-    assert await left(history) == 2
-    assert sorted(await said(history)) == sorted([f"t{n}" for n in range(8)] + [f"a{n}" for n in range(30)])
-
-
 async def test_a_transaction_that_stays_open_is_told_of_once_and_does_not_hold_the_others_for_ever(
     history: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
