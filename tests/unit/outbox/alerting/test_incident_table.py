@@ -340,21 +340,6 @@ def test_one_who_gets_an_owner_meanwhile_is_not_told_twice(connection: sa.Connec
     assert users(connection) == []
 
 
-def test_many_who_wait_do_not_keep_the_others_waiting(connection: sa.Connection) -> None:
-    """The first 250 told are blocked for ever; the last one's messages have arrived."""
-    for number in range(250):
-        late = add_lane(connection, f"c{number}", owner=f"u{number}")
-    late = add_lane(connection, "last", owner="last")
-    case = fire(connection)
-    for _ in range(2):
-        tell(connection, users(connection, late_before=late))
-    assert users(connection, late_before=late) == []
-    end(connection, case, mark=late)
-    set_lane(connection, "last", delivered=1)
-
-    assert [one.recipient for one in users(connection)] == ["user:owner:last"]
-
-
 def test_a_user_who_was_not_reached_in_one_outage_hears_of_the_next(connection: sa.Connection) -> None:
     late = add_lane(connection, "a", owner="1")
     first = fire(connection)

@@ -59,9 +59,9 @@ class World:
             ]
         )
 
-    async def outage(self, *, files: int = FILES) -> None:
+    async def outage(self) -> None:
         """Start a daemon, and have the store be down for a minute."""
-        self.start_daemon(files)
+        self.start_daemon()
         self.store = DOWN
         await self.run(60)
 

@@ -261,20 +261,16 @@ def test_a_known_code_is_said_in_russian_as_exactly_as_in_english(code: str) -> 
 
 def test_codes_of_ours_are_said_in_russian() -> None:
     """Each code that a module of Letopis gives a fault, read from the code itself."""
-    found = set()
-    for folder in ("store", "outbox"):
-        for path in (ROOT / folder).rglob("*.py"):
-            if "testing" not in path.parts:
-                found |= set(re.findall(r'code="([a-z-]+)"', path.read_text(encoding="utf-8")))
+    paths = (*(ROOT / "store").rglob("*.py"), *(ROOT / "outbox").rglob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in paths if "testing" not in path.parts]
+    found = {code for text in texts for code in re.findall(r'code="([a-z-]+)"', text)}
     assert {"identity", "stranger", "deadline", "no-wal"} <= found
 
-    general = {language.reason_in(f"whatever [{one}]", "ru").partition(" [")[0] for one in FaultClass}
-    vague = {
-        code
-        for code in found
-        if language.reason_in(f"whatever [misconfigured {code}]", "ru").partition(" [")[0] in general
-        and language.reason_in(f"whatever [unclassified {code}]", "ru").partition(" [")[0] in general
-    }
+    def said(fault: str) -> str:
+        return language.reason_in(f"whatever [{fault}]", "ru").partition(" [")[0]
+
+    general = set(map(said, FaultClass))
+    vague = {code for code in found if {said(f"misconfigured {code}"), said(f"unclassified {code}")} <= general}
     # The first is a peer that speaks another protocol, and known by the driver's table as unavailable.
     assert vague <= {"protocol"}
 

@@ -1,6 +1,7 @@
 """The verbs of a conversation at the edges: what is there no more or is not known, races, forks."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ async def test_what_a_fork_inherits_is_its_parents(history: History, saved: bool
         await deliver_all(history)
 
 
-async def test_deleted_is_gone(history: History) -> None:
+async def test_deleted_is_gone(history: History, tmp_path: Path) -> None:
     await history.append("c1", *said("u1", "a1"), owner="42")
     chat = history.chat("c1")
     await chat.delete(reason="asked")
@@ -152,6 +153,10 @@ async def test_deleted_is_gone(history: History) -> None:
         await deliver_all(history)
     found = present(await chat.conversation())
     assert (found.state, found.owner_id, found.message_count) == ("deleted", "42", 0)
+    async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        for call in (other.chat("c1").activate(), other.chat("c1").restore(), other.chat("c1").delete()):
+            with pytest.raises(ConversationGone):
+                await call
 
 
 async def test_there_is_no_such_conversation(history: History) -> None:

@@ -192,6 +192,20 @@ class TestStatistics:
             await deliver_all(other)
             assert await other.statistics(owner="42") == found
 
+    async def test_what_pending_events_erase_is_in_no_group(self, history: History) -> None:
+        async def counted() -> dict[object, int]:
+            return {kind: figures.messages for kind, figures in (await history.statistics(by="kind")).by.items()}
+
+        for name in ("a", "b"):
+            await history.append(name, Message.user("hi", id="m", metadata={"kind": "v"}))
+        await deliver_all(history)
+        await history.chat("a").redact("m")
+        assert await counted() == {None: 1, "v": 1}, "in its own conversation only"
+        for _ in range(2):
+            await history.append("b", Message.user("hi", metadata={"kind": "v"}))
+            await history.chat("b").reset()
+        assert await counted() == {None: 4}, "up to the last reset"
+
     async def test_while_the_store_is_away(self, alone: History) -> None:
         expected = await self.said(alone)
         found = await alone.statistics(owner="42", by="kind")

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from letopis import History, InvalidInput, Message, RecordedMessage, StoreUnavailable
-from letopis.store import ConversationRewound, MessageRedacted, Page
+from letopis.store import ConversationRewound, ConversationStarted, MessageRedacted, Page
 from tests.support.apart import open_apart
 from tests.support.pruning import prune
 from tests.support.relays import deliver_all
@@ -94,6 +94,19 @@ async def test_what_is_redacted_here_is_gone_from_forks_at_once(history: History
         first, *_ = await history.messages(name)
         assert (first.redacted, first.text) == (True, "")
     assert "secret" not in repr(await history.messages("p", as_of=2))
+
+
+async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(history: History, tmp_path: Path) -> None:
+    await history.append("p", Message.user("one"))
+    events = await history.chat("p").events()
+    point = {"conversation_id": "p", "event_id": str(events[-1].event_id)}
+    async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        await other.append("f", ConversationStarted(forked_from=point), Message.user("mine"))
+        for expected in (["mine"], ["one", "mine"]):
+            await deliver_all(other)
+            page = await other.messages("f")
+            assert (texts(page), page.complete) == (expected, len(expected) == 2)
+            await deliver_all(history)
 
 
 async def test_what_cannot_be_forked_is_refused(history: History) -> None:

@@ -228,6 +228,28 @@ async def test_errors_and_rollbacks_of_another_loop_are_those_of_one(history: Hi
     assert (cut.text, cut.message.status) == ("cut", "interrupted")
 
 
+async def test_a_cancellation_in_another_loop_waits_for_the_transaction(history: History) -> None:
+    await history.prepare()
+
+    async def write() -> None:
+        async with history.transaction() as tx:
+            for half in "ab":
+                await tx.append("c1", Message.user(half))
+
+    async def foreign() -> None:
+        for pause in (0, 0, 0.0005, 0.001, 0.002, 0.005):
+            task = asyncio.create_task(write())
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.wait((task,))
+            # Nothing holds the gate: this would wait for 10 seconds, and be refused.
+            async with asyncio.timeout(60):
+                await history.append("c1", Message.user("next"))
+        assert (await texts(history)).count("a") == (await texts(history)).count("b")
+
+    await elsewhere(foreign)
+
+
 async def test_a_wait_that_is_cancelled_in_another_loop_ends_here(history: History) -> None:
     receipt = await history.append("c1", Message.user("never delivered"))
 

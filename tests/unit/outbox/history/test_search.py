@@ -71,15 +71,6 @@ async def test_what_is_taken_back_here_is_not_found_at_once(history: History, sa
         await deliver_all(history)
 
 
-async def test_an_edit_to_the_same_word_is_found_once(history: History) -> None:
-    await say(history, "a", m="ответ раз", n="другой")
-    await deliver_all(history)
-    await history.append("a", MessageEdited(message_id="m", content="ответ два"))
-    await history.append("a", MessageEdited(message_id="n", content="и это ответ"))
-    page = await history.search("ответ")
-    assert [(hit.message.id, hit.message.text) for hit in page] == [("n", "и это ответ"), ("m", "ответ два")]
-
-
 async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Path) -> None:
     await history.append("a", Message.user("ответ", id="a"), owner="1")
     await history.append("b", Message.user("ответ", id="b"), owner="2")
