@@ -13,7 +13,7 @@ TITLES: Final = {
     "power": "Power lost",
     "io": "The disk fails",
     "network": "The network and the store fail",
-    "restored": "Restored and wrong stores",
+    "restored": "Restored and moved stores",
     "blame": "Whose fault it is",
     "simulation": "Simulation",
     "inputs": "Bad input",

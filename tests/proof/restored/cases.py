@@ -60,7 +60,7 @@ def _run_to_its_end(world: World, target: str) -> bool:
         left = world.chance.randrange(1, TRANSACTIONS) if kills < most else 0
         if not kills:
             left = min(left, TRANSACTIONS // 2)
-        with running(world.process("move", "--to", target, "--json", store=world.url)) as process:
+        with running(world.move(target)) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 left -= line == ".\n"

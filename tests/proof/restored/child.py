@@ -1,4 +1,4 @@
-"""Run the command in a process that prints a dot for each transaction of a move, with a defect if one is named.
+"""Run a move in a process that prints a dot for each of its transactions, with a defect if one is named.
 
     python -P child.py DEFECT WORDS...
 
@@ -16,21 +16,6 @@ import sqlalchemy as sa
 PAGE: Final = 20  # events that a move copies in a transaction: many, so that there are many moments to be killed at
 OPEN_FOR: Final = 1.0
 """Seconds that a source which was not closed keeps accepting deliveries, after all that it had was copied."""
-
-
-def no_binding() -> None:
-    """Have an outbox delivered to whichever store is named."""
-    from letopis.outbox.relay import store_binding
-    from letopis.store.database import store_identity
-    from letopis.store.write import transaction
-
-    async def asked(*_: Any) -> None:
-        await asyncio.sleep(0)
-
-    store_binding.check_destination = lambda *_: None  # type: ignore[assignment]
-    store_binding.check_store = asked  # type: ignore[assignment]
-    for module in (store_binding, store_identity, transaction):
-        module.check_identity = lambda *_: None  # type: ignore[attr-defined]
 
 
 def no_closing() -> None:
@@ -60,9 +45,6 @@ def no_closing() -> None:
     mover._Move._check_log = count  # type: ignore[method-assign]
 
 
-DEFECTS: Final = {"binding": no_binding, "closing": no_closing}
-
-
 def tell_of_transactions() -> None:
     """Print a dot at each transaction of a move."""
     from letopis.store.relocation import copier, endpoint
@@ -81,10 +63,9 @@ def tell_of_transactions() -> None:
 
 def main() -> int:
     defect, *words = sys.argv[1:]
-    if "move" in words:
-        tell_of_transactions()
-    if defect:
-        DEFECTS[defect]()
+    tell_of_transactions()
+    if defect == "closing":
+        no_closing()
     from letopis.outbox.cli import cli
     from letopis.outbox.cli.interface.exit_codes import run
 

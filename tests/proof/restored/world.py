@@ -1,37 +1,29 @@
-"""Set up a bot on a store, with relays here, the command and moves in processes of their own, and what each shows."""
+"""Set up a bot on a store, with relays here and moves in processes of their own."""
 
 import asyncio
-import io
-import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, redirect_stdout
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError
-
 from letopis import ConversationStore, History, Message, OutboxFile, Receipt, Retention, RetryPolicy
 from letopis.outbox import Relay
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.retention import Pruner
-from letopis.outbox.relay.store_binding import destination_of
 from letopis.outbox.retry.circuit_breaker import Breaker
 from tests.campaigns.invariants import check, read_outbox, read_store
 from tests.proof import harness
 from tests.proof.harness import Setting, migrated
 from tests.proof.stores import fresh
 from tests.support import relays
-from tests.support.moves import dump
 from tests.support.relays import drained, end
 from tests.support.store_changes import Copy, copied, put_back_beside
 from tests.support.victim import OUTBOX
@@ -50,7 +42,6 @@ class World(harness.World):
 
     here: Setting
     chance: Random
-    defect: str  # of the processes that are started
     history: History
     stack: ExitStack
     receipts: list[Receipt] = field(default_factory=list)
@@ -153,60 +144,18 @@ class World(harness.World):
             await asyncio.sleep(0.1)  # a look reads all of both
         self.tally.problems += problems[:3]
 
-    def process(self, *words: str, store: str | None) -> subprocess.Popen[str]:
-        """Start the command in a process of its own, in an empty environment."""
-        named = () if store is None else ("--store", store)
+    def move(self, target: str) -> subprocess.Popen[str]:
+        """Start a move to another store in a process of its own, in an empty environment."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+        words = ("--outbox", str(self.outbox), "--store", self.url, "move", "--to", target, "--json")
         return subprocess.Popen(
-            [sys.executable, "-P", str(CHILD), self.defect, "--outbox", str(self.outbox), *named, *words],
+            [sys.executable, "-P", str(CHILD), "closing" if self.here.control else "", *words],
             cwd=self.folder,
             env=clean,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-
-    async def ended(self, *words: str, store: str | None) -> int:
-        with running(self.process(*words, store=store)) as process:
-            return await asyncio.to_thread(process.wait, WAIT)
-
-    async def said(self, *words: str, store: str | None) -> tuple[int, Any]:
-        """Run a command that prints JSON, here; return its exit code and what it printed."""
-        named = () if store is None else ("--store", store)
-
-        def call() -> tuple[int, Any]:
-            out = io.BytesIO()
-            with redirect_stdout(io.TextIOWrapper(out, write_through=True)):
-                code = run(cli, ["--outbox", str(self.outbox), *named, *words])
-                return code, json.loads(out.getvalue() or "null")
-
-        return await asyncio.to_thread(call)
-
-    async def check_reports(self, wrong: str | None) -> None:
-        """Note what ``status`` and ``doctor`` report wrongly, after a relay was given a wrong store."""
-        lanes = (await asyncio.to_thread(read_outbox, self.outbox)).lanes.values()
-        pending = sum(one.head - one.delivered for one in lanes)
-        _, status = await self.said("status", "--json", store=None)
-        told = status["pending"]
-        self.tally.require(told == pending, f"status counts {told} events as pending, they are {pending}")
-        right = status["store"]["destination"] == destination_of(self.url)
-        self.tally.require(right, "status names another store than the bot's")
-        for url in (wrong, self.url):
-            code, report = await self.said("doctor", "--json", store=url)
-            levels = [one["level"] for one in report["checks"] if one["check"] == "store_identity"]
-            self.tally.require(url != self.url or levels == ["ok"], f"doctor says {levels} of the right store")
-            seen = code == 1 and not report["healthy"]
-            self.tally.require(url != wrong or seen, "doctor says of the wrong store that nothing is wrong")
-
-
-async def rows(url: str) -> Any:
-    """Return what a store holds; ``None`` where there is no such file."""
-    if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
-        return None
-    try:
-        return {name: held for name, held in (await dump(url)).items() if held}
-    except DBAPIError:  # it has no tables
-        return {}
 
 
 @contextmanager
@@ -220,16 +169,15 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 @asynccontextmanager
-async def world(here: Setting, chance: Random, defect: str) -> AsyncIterator[World]:
+async def world(here: Setting, chance: Random) -> AsyncIterator[World]:
     """Open one, whose bot has said nothing yet."""
     with ExitStack() as stack:
         await migrated(here.url)
         async with History(here.folder / OUTBOX, store=here.url, relay=False) as history:
-            given: dict[str, Any] = {"chance": chance, "defect": defect, "history": history, "stack": stack}
-            yield World(folder=here.folder, url=here.url, here=here, **given)
+            yield World(folder=here.folder, url=here.url, here=here, chance=chance, history=history, stack=stack)
 
 
 @asynccontextmanager
-async def served(here: Setting, chance: Random, defect: str) -> AsyncIterator[World]:
-    async with world(here, chance, defect) as opened, opened.delivering(here.url) as opened.relay:
+async def served(here: Setting, chance: Random) -> AsyncIterator[World]:
+    async with world(here, chance) as opened, opened.delivering(here.url) as opened.relay:
         yield opened
