@@ -33,7 +33,6 @@ TABLE: Final = (
         *(running.from_tasks, "inputs", 500),
         short=("sqlite",),
     ),
-    Experiment("the same, the blocking history from a thread", running.from_threads, "inputs", 300, short=False),
     Experiment(
         "hostile values at every place of an append: kept equal in the store, or refused by the field's name",
         *(corpus.appended, "inputs", 500),

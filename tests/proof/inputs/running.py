@@ -1,8 +1,7 @@
 """Make every call with one hostile argument, and look at what is left in the outbox and in the store."""
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.outbox import BlockingHistory, BlockingReceipt, History, Receipt, RetryPolicy
+from letopis.outbox import History, Receipt, RetryPolicy
 from letopis.outbox.event_log.schema import events as outbox_events
 from letopis.store import (
     ConversationRenamed,
@@ -160,7 +159,7 @@ Invoke = Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]]
 
 
 def invoking(history: Any, world: World) -> Invoke:
-    """Return what calls a method of each class that a history leads to, the blocking ones in threads."""
+    """Return what calls a method of each class that a history leads to."""
     return {
         "History": lambda method, given: _history(history, world, method, given),
         "Chat": lambda method, given: _method(history.chat(given.pop("conversation_id")), method, given),
@@ -169,57 +168,6 @@ def invoking(history: Any, world: World) -> Invoke:
         "Receipt": lambda method, given: _receipt(history, world, method, given),
         "Transaction": lambda method, given: _transaction(history, method, given),
     }
-
-
-class InThread:
-    """A blocking object whose methods run in threads, each awaited; its contexts are entered and left there too."""
-
-    def __init__(self, subject: Any) -> None:
-        self._subject = subject
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._subject, name)
-        if name == "chat":
-            return lambda *given: InThread(value(*given))
-        if not inspect.isroutine(value):
-            return InThread(value)
-        return lambda *given, **named: _Pending(partial(value, *given, **named))
-
-
-class _Pending:
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.to_thread(self._call).__await__()
-
-    async def __aenter__(self) -> InThread:
-        self._context = await self
-        return InThread(await asyncio.to_thread(self._context.__enter__))
-
-    async def __aexit__(self, *error: object) -> None:
-        await asyncio.to_thread(self._context.__exit__, *error)
-
-
-async def from_threads(setting: Setting) -> Tally:
-    """Make the same calls on the blocking history, from threads without an event loop."""
-    tally, world, path = Tally(), World("thread", 95), setting.folder / "blocking.outbox.db"
-    async with ConversationStore.open(setting.url, migrate=True) as store:
-        async with _Pending(partial(BlockingHistory, path, store=setting.url, policy=BLOCK_AT_ONCE)) as history:
-            await made_ready(history, world)
-
-            async def last() -> int:
-                status = await history.status()
-                return int(status.pending + status.delivered)
-
-            invoke = {f"Blocking{cls}": call for cls, call in invoking(history, world).items()}
-            kept = await call_all(invoke, world, last, tally, many=3, random=Random(setting.seed))
-            delivered = await history.drained(timeout=120)
-            lanes = (await history.status()).lanes
-            whole = delivered and not lanes["blocked"] + lanes["retrying"]
-            tally.require(whole, f"not everything is delivered: {lanes}")
-        await compared(store, kept, tally)
-    return told(tally)
 
 
 async def call_all(
@@ -244,12 +192,12 @@ async def call_all(
                 except Exception as error:  # whatever comes is what is looked for
                     refusal(tally, label, error)
                     after = await last()
-                    if after != before and (cls.removeprefix("Blocking"), method) not in SAYS_MORE:
+                    if after != before and (cls, method) not in SAYS_MORE:
                         tally.problems.append(f"{label}: refused, and {after - before} events are in the outbox")
                     before = after
                 else:
                     tally.figures[ACCEPTED] += 1
-                    if isinstance(outcome, Receipt | BlockingReceipt) and parameter not in CONDITIONS:
+                    if isinstance(outcome, Receipt) and parameter not in CONDITIONS:
                         kept.append(Kept(label, hostile.value, outcome.conversation_id, outcome.event_ids))
                     before = await last()
             try:
@@ -365,7 +313,7 @@ async def _reply(history: Any, world: World, method: str, given: dict[str, Any])
 
 async def _receipt(history: Any, world: World, method: str, given: dict[str, Any]) -> Any:
     receipt = await history.append(world.lasting, Message.user("words"))
-    return await _method(InThread(receipt) if isinstance(receipt, BlockingReceipt) else receipt, method, given)
+    return await _method(receipt, method, given)
 
 
 async def _transaction(history: Any, method: str, given: dict[str, Any]) -> Any:

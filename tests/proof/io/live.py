@@ -1,36 +1,23 @@
-"""Watch a bot in a process of its own: its event loop while flushes are slow, and every open of its files."""
+"""Watch the event loop of a bot in a process of its own while flushes are slow."""
 
 import asyncio
-import io
-import os
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from letopis import History, Message
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
+from letopis import Message
 from letopis.store.database.worker_thread import Done, WorkerThread
 from tests.campaigns.states import Ack
 from tests.proof.harness import Setting, Tally, World
 from tests.support.child import call
-from tests.support.opens import WIRE
-from tests.support.victim import HISTORY, OUTBOX
 
 DELAY: Final = 0.3
 STANDSTILL: Final = 0.2
 """Seconds without a turn of the event loop that a loaded machine does not explain; a flush takes longer."""
 TICK: Final = 0.005
 TIMEOUT_SECONDS: Final = 120.0
-COMMANDS: Final = (
-    *(("status",), ("doctor",), ("outbox", "list", "--all")),
-    *(("outbox", "export", "--file", "pending.jsonl", "--force"), ("history", "list")),
-    *(("history", "export", "jsonl", "all.jsonl"), ("db", "check"), ("healthcheck",), ("relay", "--once")),
-)
-"""All but `verify`, which reads the -wal as bytes, and therefore has to run in a process of its own, as it does."""
 
 
 def slow_flushes(setting: Setting) -> Tally:
@@ -102,40 +89,3 @@ def _in_the_loop(self: WorkerThread, fn: Callable[[], Any], done: Done) -> None:
         loop.call_soon(done, None, error)
     else:
         loop.call_soon(done, value, None)
-
-
-def raw_opens(setting: Setting) -> Tally:
-    """Run a bot, its relay and an operator's commands in one process that reports raw opens of its files."""
-    commands = setting.many(len(COMMANDS), 2)
-    told = call(command_all, setting.folder, timeout=TIMEOUT_SECONDS, commands=commands, raw=setting.control)
-    problems = [one.splitlines()[0] for one in told["found"]]
-    return Tally(len(told["codes"]), problems=problems, notes="the whole test suite runs with the same tripwire")
-
-
-async def command_all(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
-    """Live in this process, with the wire in place and nothing printed."""
-    os.environ |= {"LETOPIS_OUTBOX": OUTBOX, "LETOPIS_STORE": HISTORY}
-    os.chdir(folder)
-    WIRE.install()
-    codes: dict[str, int] = {}
-    async with AsyncExitStack() as stack:
-        for redirect in (redirect_stdout, redirect_stderr):
-            stack.enter_context(redirect(io.StringIO()))
-        history = await stack.enter_async_context(History(OUTBOX, store=HISTORY, min_free_bytes=None))
-        for number in range(20):
-            await history.append(f"chat-{number % 3}", Message.user(f"message {number}"))
-            async with history.transaction() as transaction:
-                await transaction.append("till", Message.user(f"credit {number}"))
-        await history.drained(30)
-        await history.messages("chat-0", last=10)
-        await history.outbox.maintain()
-        for words in COMMANDS[:commands]:
-            # In a thread of this process: what it opens and closes, it does to the bot's locks.
-            codes[" ".join(words)] = await asyncio.to_thread(run, cli, [*words])
-            await history.append("chat-0", Message.user(" ".join(words)))
-        if raw:
-            room: dict[str, Any] = {"__name__": "letopis.outbox.made_up"}
-            exec("def look(path):\n    open(path, 'rb').close()", room)  # noqa: S102 - a frame of ours, made up
-            room["look"](Path(OUTBOX))
-        await history.drained(30)
-    return {"found": WIRE.found, "codes": codes}

@@ -91,11 +91,6 @@ def table(options: Options) -> Iterator[Experiment]:
     what = "SQLite history removed, or replaced by an older copy, under a running bot"
     yield Experiment(what, gone.take_store, "files", on=())
     yield Experiment(f"{what}; nobody looks", gone.take_store, "files", on=(), control=True)
-    what = "raw opens by our code of a file that SQLite has open"
-    where = "bot, relay and commands in one process"
-    opens = partial(Experiment, run=live.raw_opens, unit="commands", on=(), where=where)
-    yield opens(what)
-    yield opens(f"{what}; one is planted", control=True)
 
 
 def prove(options: Options) -> Iterator[Row]:

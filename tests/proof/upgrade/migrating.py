@@ -18,7 +18,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event
 
-from letopis import ConversationStore, LetopisError, Message, OutboxFile
+from letopis import ConversationStore, Message, OutboxFile
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
 from letopis.store.database import migrations as the_migration
 from letopis.store.database import sqlite, sqlite_file
@@ -29,7 +29,6 @@ from tests.proof.harness import Setting, Tally, World, migrated
 from tests.support.child import start, start_piped
 from tests.support.next_release import next_outbox_tables, next_store_tables
 from tests.support.sayings import differences as rebuilt_differences
-from tests.support.store_changes import run_there
 
 MOST_ROUNDS: Final = 12
 RUNNERS: Final = 4
@@ -303,33 +302,6 @@ def race(setting: Setting) -> Tally:
             number += 1
     tally.count, tally.notes = number * RUNNERS, f"{number} rounds, from nothing and from the first revision"
     return tally
-
-
-async def newer(setting: Setting) -> Tally:
-    """A store, and an outbox, of a release that does not exist yet."""
-    world, tally = setting.world(), Tally(notes="nothing was written")
-    await fill(world)
-    for target in (world.url, str(world.outbox)):
-        migrations, _ = kind_of(target)
-        for revision in ("0999", "ae1027a6acf"):
-            await _stamp(target, revision)
-            before = await held(target)
-            for what, create in (("opened", False), ("migrated", True)):
-                tally.count += 1
-                try:
-                    await migrate(target, create=create)
-                except LetopisError as error:
-                    told = any(words in str(error) for words in ("newer release", "not one of Letopis"))
-                    tally.require(told, f"{revision} {what}: {error}")
-                else:
-                    tally.problems.append(f"{revision} was {what}")
-            tally.require(await held(target) == before, f"{revision}: it was written to")
-            await _stamp(target, migrations.head)
-    return tally
-
-
-async def _stamp(url: str, revision: str) -> None:
-    await run_there(url, f"UPDATE {kind_of(url)[0].version_table} SET version_num = '{revision}'")
 
 
 async def _state(url: str) -> SchemaState:

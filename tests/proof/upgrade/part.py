@@ -16,7 +16,7 @@ from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import KINDS
 from tests.proof.upgrade import releases
-from tests.proof.upgrade.migrating import cut_off, down_and_up, newer, race
+from tests.proof.upgrade.migrating import cut_off, down_and_up, race
 from tests.support.next_release import write_next_release
 
 
@@ -44,9 +44,6 @@ def table() -> Iterator[Experiment]:
     what = "a migration killed before or after each of its statements, and run again"
     yield one(what, cut_off, "kills")
     yield Experiment(what, cut_off, "kills", on=(), where="outbox")
-    for kind in KINDS:
-        given = ("a revision that is not known", newer, "refusals", 8)
-        yield one(*given, on=(kind,), where=f"{kind} and outbox")
     what = "four processes migrate at once"
     one = partial(Experiment, run=race, unit="migrations", short=KINDS[:2])
     yield one(what, least=48)
