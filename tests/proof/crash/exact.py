@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import shutil
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,11 @@ from typing import Any, Final
 
 from tests.campaigns.invariants import read_store
 from tests.proof.crash import moments
-from tests.proof.crash.gate import FILE_CALLS, Call, Counts, guard, missing
+from tests.proof.crash.gate import FILE_CALLS, Call, Counts, missing
 from tests.proof.harness import Tally, World
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.support import victim
-from tests.support.child import start_piped
 from tests.support.promises import PATH, KeptPromises, half_kept, read_promises
 from tests.support.victim import ACKS, APART, EARLY, OUTBOX, SECRET, tell_secret
 
@@ -28,9 +26,6 @@ LEAST: Final = 250
 PARALLEL_KILLS: Final = 2
 KEPT: Final = "kept"  # of the figures: events that were kept without an answer
 _FRAME: Final = 24  # bytes of what SQLite writes before each page
-
-# Starting and joining look at every child: two threads that do so take each other's exit codes.
-_children: Final = threading.Lock()
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -98,17 +93,9 @@ class Story:
             shutil.copytree(self.made, folder)
         folder.mkdir(exist_ok=True)
         counts: Counts = _after_the_first_promise() if self.without else lambda _: True
-        work = partial(self.script, folder, without=self.without)
-        with _children:
-            process, ours = start_piped(moments.context(), moments.gated, FILE_CALLS, work, duplex=True)
-        with ours:
-            assert process.pid is not None
-            try:
-                calls = guard(ours, process.pid, counts, kill_at=kill_at, patience=TIMEOUT_SECONDS)
-            finally:
-                with _children:
-                    process.join(TIMEOUT_SECONDS)
-        return calls, process.exitcode
+        given, patience = (FILE_CALLS, partial(self.script, folder, without=self.without)), TIMEOUT_SECONDS
+        calls, code, _ = moments.guarded(moments.gated, *given, counts=counts, kill_at=kill_at, patience=patience)
+        return calls, code
 
     def kill(self, name: str, most: tuple[int, int], *, least: int = 0) -> Row:
         """Kill at about so many calls, evenly apart; ``name`` is of the run, or of the control."""

@@ -19,7 +19,7 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from tests.campaigns.invariants import read_outbox, read_store, read_whole_store
 from tests.campaigns.record_invariants import RecordAck, read_record_outbox
 from tests.proof.crash import moments
-from tests.proof.crash.gate import NET_CALLS, Call, guard
+from tests.proof.crash.gate import NET_CALLS, Call
 from tests.proof.crash.moments import SHOWS, Left, Moment, Who
 from tests.proof.harness import Tally, World
 from tests.support import victim
@@ -76,13 +76,9 @@ class Field:
         """Have a relay deliver all there is; return its calls to the server, and its exit code."""
         how: dict[str, Any] = {"leave": True, "batch": moments.BATCH_EVENTS, "prune": True}
         work = partial(victim.deliver, self.world.outbox, self.world.url, **how)
-        process, ours = start_piped(moments.context(), moments.gated, NET_CALLS, work, duplex=True)
-        with ours:
-            assert process.pid is not None
-            calls = await asyncio.to_thread(
-                guard, ours, process.pid, _to_a_server, kill_at=kill_at, patience=TIMEOUT_SECONDS
-            )
-            return calls, await _end(process)
+        guard: dict[str, Any] = {"counts": _to_a_server, "kill_at": kill_at, "patience": TIMEOUT_SECONDS}
+        calls, code, _ = await asyncio.to_thread(moments.guarded, moments.gated, NET_CALLS, work, **guard)
+        return calls, code
 
     async def _death(
         self,

@@ -1,4 +1,4 @@
-"""Stop a process at each system call of some kinds, in all its threads, until it is released or killed there.
+"""Stop a process at each system call of some kinds, in all its threads; it is let on, fails, or is killed there.
 
 By seccomp's notifications: the kernel asks us before it does what a thread asks for, so that a kill at the n-th call is
 at exactly that one, whichever thread makes it. (strace counts each thread for itself, and takes several times as long.)
@@ -62,6 +62,7 @@ class Call:
 
 
 Counts = Callable[[Call], bool]  # tells if a call counts; asked once for each, in order
+Fails = Callable[[int], int]  # the errno with which a call fails, by its number among those that count; 0 for none
 
 
 def missing() -> str:
@@ -101,7 +102,9 @@ def compiled(numbers: list[int], architecture: int) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def guard(pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience: float) -> list[Call]:
+def guard(
+    pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience: float, fails: Fails = lambda _: 0
+) -> list[Call]:
     """Let a process through its calls until it ends; kill it at one of them. Return those that counted, in order."""
     import fcntl  # not on Windows, where the filter can be read all the same
 
@@ -131,7 +134,7 @@ def guard(pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience:
             except OSError:
                 continue  # whoever asked was killed, or stopped waiting
             notice, thread, _, number, _, _, first, second, third, *_ = _NOTICE.unpack(buffer)
-            name = names[number]
+            name, error = names[number], 0
             if name != "fcntl" or second in _LOCKS:
                 call = Call(name, _file(thread, first) if name != "unlink" else "", third)
                 if counts(call):
@@ -139,8 +142,9 @@ def guard(pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience:
                     if len(seen) == kill_at:
                         os.kill(pid, signal.SIGKILL)
                         return seen
+                    error = fails(len(seen))
             with suppress(OSError):
-                fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(notice, 0, 0, _LET_ON)))
+                fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(notice, 0, -error, 0 if error else _LET_ON)))
     finally:
         os.close(listener)
 

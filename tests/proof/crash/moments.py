@@ -11,7 +11,9 @@ import logging
 import os
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -26,8 +28,9 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.retention import Pruner
 from tests.campaigns.victims import Context, fork_server
-from tests.proof.crash.gate import enter
+from tests.proof.crash.gate import Call, Counts, Fails, enter, guard
 from tests.support import victim
+from tests.support.child import start_piped
 from tests.support.defects import DUPLICATES_TAKEN, planted
 
 ROUNDS: Final = 4  # so often a bot says each of the things that it says
@@ -151,7 +154,13 @@ MOMENTS: Final = (
 def context() -> Context:
     """Return what starts the processes that die, with all imported that they need."""
     drivers = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mysql")
-    return fork_server("tests.proof.crash.steps", "tests.proof.crash.contents", "tests.support.sending", *drivers)
+    return fork_server(
+        "tests.proof.crash.steps",
+        "tests.proof.crash.contents",
+        "tests.proof.io.failing",
+        "tests.support.sending",
+        *drivers,
+    )
 
 
 # --- the process that dies ------------------------------------------------------------------------------------------
@@ -237,6 +246,35 @@ def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = Fa
     plant(_BY_NAME[moment], number)
     with planted(DUPLICATES_TAKEN if without else ""):
         asyncio.run(victim.deliver(Path(outbox), store, leave=leave, batch=BATCH_EVENTS, prune=True))
+
+
+_children: Final = threading.Lock()
+"""Starting and joining look at every child: two threads that do so take each other's exit codes."""
+
+
+def guarded(
+    target: Callable[..., None],
+    *given: Any,
+    patience: float,
+    counts: Counts = lambda _: True,
+    kill_at: int = 0,
+    fails: Fails = lambda _: 0,
+    **named: Any,
+) -> tuple[list[Call], int | None, Any]:
+    """Run a process that enters a gate; return the calls that it came to, how it ended, and what it sent last."""
+    with _children:
+        process, ours = start_piped(context(), target, *given, duplex=True, **named)
+    with ours:
+        assert process.pid is not None
+        try:
+            calls = guard(ours, process.pid, counts, kill_at=kill_at, patience=patience, fails=fails)
+        finally:
+            with _children:
+                process.join(patience)
+        told = None
+        with suppress(EOFError):
+            told = ours.recv() if ours.poll() else None
+    return calls, process.exitcode, told
 
 
 def gated(calls: tuple[str, ...], work: Callable[[], Coroutine[Any, Any, None]], way: Connection) -> None:

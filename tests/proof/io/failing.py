@@ -1,131 +1,175 @@
 """Let each write and each flush of a scripted bot fail in turn, once or from then on."""
 
 import asyncio
-import itertools
-import json
-import re
+import errno
+import logging
+import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from letopis import LetopisError
-from tests.proof.harness import Setting, Tally, World
-from tests.proof.io.victim import make, obey
-from tests.support.child import command
-from tests.support.fix_disk import NotHere, strace
-from tests.support.line_process import LineProcess
-from tests.support.promises import read_promises
+import sqlalchemy as sa
 
-NUMBER: Final = 400  # the call that fails, idle ones before it counted: more than any thread of the script makes
+from letopis import Event, History, LetopisError, Message
+from tests.proof.crash.gate import enter, missing
+from tests.proof.crash.moments import guarded
+from tests.proof.harness import Setting, Tally, World, migrated
+from tests.support.fix_disk import NotHere
+from tests.support.promises import line_of, read_promises
+
+T = TypeVar("T")
+
+TRIES: Final = 4  # how often what was refused is tried again, on a disk that failed once
+DRAINED: Final = 15.0
+"""Seconds for what is pending to be delivered, on a disk that failed once: the relay waits longer after each error."""
 TIMEOUT_SECONDS: Final = 60.0
-DRAINED: Final = 20.0
 RESTARTED: Final = 5
 """One in this many runs with one fault is opened again afterwards: each already continued in its own process."""
-_ORDER: Final = re.compile(r'pwrite64\(\d+, "order (\d+)"')
-_THREAD: Final = re.compile(r'pwrite64\(\d+, "thread (\d+)"')
-Fault = tuple[int, int | None]
-"""Which call fails: the K-th of one thread of the script, by its number; or of each of them."""
 
 
-class Victim(LineProcess):
-    """The traced process that runs the script, once an order."""
+class Script:
+    """A bot that continues after any error, and records what it was promised and how it was refused."""
 
-    def __init__(self, folder: Path, template: Path, *, call: str, error: str, once: bool, careless: bool) -> None:
-        self._folder, self._template, self._call = folder, template, call
-        self._shared = {"once": once, "careless": careless}
-        self._trace = folder / "trace"
-        self._numbers = itertools.count(1)
-        folder.mkdir()
-        calls = ",".join(sorted({call, "pwrite64"}))
-        strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "20", "-o", str(self._trace), "-e", f"trace={calls}"]
-        inject = f"inject={call}:error={error}:when={NUMBER}{'' if once else '+'}"
-        super().__init__([*strace, "-e", inject, *command(obey, call, NUMBER)])
+    def __init__(self, folder: Path, *, once: bool, careless: bool) -> None:
+        self._folder = folder
+        self._once = once
+        self._careless = careless
+        self._acks = os.open(folder / "acks", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self.refused: list[str] = []
+        self.problems: list[str] = []
 
-    def order(self, fault: Fault) -> Path:
-        """Have the script run with this fault; return the folder in which it does."""
-        number = next(self._numbers)
-        place = self._folder / str(number)
-        shutil.copytree(self._template, place)
-        k, thread = fault
-        asked = {"number": number, "folder": str(place), "k": k, "thread": thread}
-        self.tell(json.dumps(asked | self._shared))
-        return place
+    async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            world = World(self._folder)
+            history = await self._again("open", lambda: stack.enter_async_context(world.open()))
+            if history is not None:
+                await self._talk(history)
+                # What it says at its end, on a disk that is broken still, is no promise; but it is ours.
+                try:
+                    await stack.aclose()
+                except LetopisError as error:
+                    self.refused.append(type(error).__name__)
+        os.close(self._acks)
 
-    def outcome(self) -> dict[str, Any]:
-        """Return what the script told of its oldest order that was not asked for yet."""
-        answer = self.answer(TIMEOUT_SECONDS)
-        if "error" in answer:
-            raise RuntimeError(f"the victim: {answer['error']}")
-        return answer
+    async def _talk(self, history: History) -> None:
+        refused: list[tuple[str, Event]] = []
+        for number in range(2):
+            name = f"chat-{number}"
+            event = Event.of(Message.user(f"message {number} " + "x" * 300), conversation_id=name)
+            if not await self._append(history, name, event):
+                refused.append((name, event))
+        await self._attempt(lambda: self._in_transaction(history))
+        with suppress(LetopisError):
+            await history.drained(DRAINED if self._once else 0.2)
+        for name, event in refused:  # a second time under the same id, as one does when the outcome is not known
+            if self._once and not await self._append(history, name, event, tries=TRIES):
+                self.problems.append("an append is refused still, long after the disk failed once")
+        last = Event.of(Message.user("the last one"), conversation_id="chat-0")
+        if not await self._append(history, "chat-0", last, tries=TRIES if self._once else 1) and self._once:
+            self.problems.append("the outbox is of no use after the disk failed once")
+        if self._once and not await self._again("drain", lambda: history.drained(DRAINED)):
+            self.problems.append("what is pending is not delivered after the disk failed once")
+        await self._attempt(lambda: history.messages("chat-0", last=10))
 
-    def calls(self) -> Counter[int]:
-        """Return how many calls each thread of the script makes when nothing fails."""
-        place = self.order((0, None))
-        told = self.outcome()
-        shutil.rmtree(place)
-        if told["refused"] or told["problems"]:
-            raise RuntimeError(f"the script does not run on a sound disk either: {told}")
-        threads: dict[str, int] = {}
-        counts: Counter[int] = Counter()
-        for line in self._lines():
-            task = line.partition(" ")[0]
-            if (found := _THREAD.search(line)) is not None:
-                threads[task] = int(found[1])
-            elif task in threads and f" {self._call}(" in line:  # made after it had told its number
-                counts[threads[task]] += 1
-        return counts
+    async def _append(self, history: History, name: str, event: Event, *, tries: int = 1) -> bool:
+        for _ in range(tries):
+            if (receipt := await self._attempt(lambda: history.append(name, event))) is not None:
+                os.write(self._acks, line_of(name, event.event_id, receipt.sequence))
+                return True
+        if self._careless:
+            os.write(self._acks, line_of(name, event.event_id, None))
+        return False
 
-    def fired(self) -> Counter[int]:
-        """Return how often a fault fired, by the number of the order that was being carried out."""
-        fired: Counter[int] = Counter()
-        order = 0
-        for line in self._lines():
-            if (found := _ORDER.search(line)) is not None:
-                order = int(found[1])
-            elif "(INJECTED)" in line:
-                fired[order] += 1
-        return fired
+    async def _in_transaction(self, history: History) -> None:
+        async with history.transaction() as transaction:
+            await transaction.execute(sa.text("INSERT INTO credits VALUES (1)"))
+            receipt = await transaction.append("till", Message.assistant("one credit"))
+        os.write(self._acks, line_of("till", receipt.event_ids[-1], receipt.sequence))
 
-    def _lines(self) -> Iterator[str]:
-        with self._trace.open(encoding="ascii", errors="replace") as lines:
-            yield from lines
+    async def _again(self, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        for _ in range(TRIES if self._once else 1):
+            if (value := await self._attempt(work)) is not None:
+                return value
+        if self._once:
+            self.problems.append(f"{what} does not work any more after the disk failed once")
+        return None
+
+    async def _attempt(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        try:
+            return await work()
+        except LetopisError as error:
+            self.refused.append(type(error).__name__)
+        except Exception as error:  # anything else is not what the documentation names
+            self.problems.append(f"raised {type(error).__module__}.{type(error).__name__}: {str(error)[:120]}")
+        return None
 
 
-def fail_each(
-    setting: Setting,
-    call: str,
-    error: str,
-    choose: Callable[[Counter[int]], Sequence[Fault]],
-    *,
-    once: bool,
-) -> Tally:
-    """Have a call of the script fail, one after the other; look into what each run leaves."""
-    if strace() is None:
-        raise NotHere("needs strace, and the right to trace")
-    tally, template = Tally(), setting.folder / "template"
+def scripted(calls: tuple[str, ...], folder: str, way: Connection, **how: bool) -> None:
+    """Run the script behind the gate, and send how it was refused, and what was wrong."""
+    logging.disable()
+    script = Script(Path(folder), **how)
+    enter(way, calls)
+    try:
+        asyncio.run(script.run())
+    except BaseException as error:  # whatever it is: it came out of the library
+        script.problems.append(f"died of {type(error).__name__}: {str(error)[:200]}")
+    way.send((script.refused, script.problems))
+
+
+async def make(folder: Path) -> None:
+    """Make an outbox and a store that were used and closed, for scripts to begin with."""
+    world = World(folder)
+    await migrated(world.url)
+    async with world.open() as history:
+        async with history.transaction() as transaction:
+            await transaction.execute(sa.text("CREATE TABLE credits (number INTEGER)"))
+        await history.append("chat-0", Message.user("before all of it"))
+        await history.drained(DRAINED)
+
+
+def fail_each(setting: Setting, call: str, error: str, choose: Callable[[int], Sequence[int]], *, once: bool) -> Tally:
+    """Have the chosen calls of the script fail, one after the other; look into what each run leaves.
+
+    :param choose: which, by their number, given how many calls the script makes when nothing fails.
+    """
+    if reason := missing():
+        raise NotHere(reason)
+    tally, template, place = Tally(), setting.folder / "template", setting.folder / "run"
     template.mkdir()
     asyncio.run(make(template))
-    how = {"once": once, "careless": setting.control}
-    with Victim(setting.folder / "runs", template, call=call, error=error, **how) as victim:
-        faults = choose(victim.calls())
-        places = [victim.order(fault) for fault in faults[:1]]
-        for number, fault in enumerate(faults):
-            told = victim.outcome()
-            if number + 1 < len(faults):  # it works on the next while this one is looked into
-                places.append(victim.order(faults[number + 1]))
-            tally.figures.update(told["refused"])
-            left = asyncio.run(_look(places[number], once=once, restart=not once or number % RESTARTED == 0))
-            tally.acknowledged += left.acknowledged
-            tally.blame(
-                [*told["problems"], *left.problems][:2], where=f"{call} {fault[0]} of thread {fault[1]}, {error}"
-            )
-            shutil.rmtree(places[number])
-        fired = victim.fired()
-    tally.count = sum(fired.values())
+
+    def run(k: int) -> tuple[int, int, Any]:
+        shutil.copytree(template, place)
+        fired = 0
+
+        def fails(number: int) -> int:
+            nonlocal fired
+            if failing := k and (number == k if once else number >= k):
+                fired += 1
+            return getattr(errno, error) if failing else 0
+
+        how: dict[str, Any] = {"once": once, "careless": setting.control}
+        seen, code, told = guarded(scripted, (call,), str(place), patience=TIMEOUT_SECONDS, fails=fails, **how)
+        return len(seen), fired, told or ([], [f"hung, or ended with {code}"])
+
+    count, _, told = run(0)
+    if any(told):
+        raise RuntimeError(f"the script does not run on a sound disk either: {told}")
+    numbers, hit = choose(count), 0
+    for number, k in enumerate(numbers):
+        shutil.rmtree(place)
+        _, fired, (refused, problems) = run(k)
+        hit += fired > 0
+        tally.count += fired
+        tally.figures.update(refused)
+        left = asyncio.run(_look(place, once=once, restart=not once or number % RESTARTED == 0))
+        tally.acknowledged += left.acknowledged
+        tally.blame([*problems, *left.problems][:2], where=f"{call} {k}, {error}")
     tally.notes = (
-        f"{len(faults)} runs, a fault fired in {len(fired)}; {tally.acknowledged:,} events acknowledged;"
+        f"{len(numbers)} runs, a fault fired in {hit}; {tally.acknowledged:,} events acknowledged;"
         f" raised: {tally.told() or 'nothing, tried again within'}"
     )
     return tally
@@ -136,7 +180,7 @@ async def _look(place: Path, *, once: bool, restart: bool) -> Tally:
     try:
         await world.judge(drained=once)
         if restart:
-            await world.go_on(patience=DRAINED)
+            await world.go_on()
             world.tally.blame((await world.examine()).problems)
     except (LetopisError, OSError) as error:
         world.tally.problems = [f"cannot be used after a restart: {error}"]

@@ -1,14 +1,13 @@
 """Let a disk fail in each way, with controls that show that a loss would be seen."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
 from tests.proof.harness import Experiment, Setting, Tally, prove_table
 from tests.proof.io import disks, gone, live
-from tests.proof.io.failing import Fault, fail_each
+from tests.proof.io.failing import fail_each
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.support.fix_disk import strace
@@ -20,19 +19,16 @@ ERRORS: Final = ("EIO", "ENOSPC")
 
 
 def once(setting: Setting, call: str, error: str) -> Tally:
-    def choose(calls: Counter[int]) -> Sequence[Fault]:
-        each: list[Fault] = [(k, thread) for thread, count in sorted(calls.items()) for k in range(1, count + 1)]
-        most = setting.many(MOST, 5)
-        return each if len(each) <= most else sorted(random.Random(setting.seed).sample(each, most), key=str)
+    def choose(count: int) -> Sequence[int]:
+        each, most = range(1, count + 1), setting.many(MOST, 3)
+        return each if count <= most else sorted(random.Random(setting.seed).sample(each, most))
 
     return fail_each(setting, call, error, choose, once=True)
 
 
 def from_then_on(setting: Setting, call: str, error: str) -> Tally:
-    def choose(calls: Counter[int]) -> Sequence[Fault]:
-        # Of the thread that appends, which is the first that is started.
-        shares = (4,) if setting.options.short else range(1, 9)
-        return [(max(1, calls[1] * share // 9), None) for share in shares]
+    def choose(count: int) -> Sequence[int]:
+        return [max(1, count * share // 9) for share in ((4,) if setting.options.short else range(1, 9))]
 
     return fail_each(setting, call, error, choose, once=False)
 
@@ -43,7 +39,7 @@ def table(options: Options) -> Iterator[Experiment]:
             what, short = f"each {call} of a script fails once, in turn", (call, error) == ("pwrite64", "EIO")
             run = partial(once, call=call, error=error)
             yield Experiment(what, run, "faults", least, on=(), where=error, short=short)
-    what = "each {} of a script fails, from the K-th of each thread on"
+    what = "each {} of a script fails, from the K-th on"
     for call in ("pwrite64", "fdatasync"):
         for error in ERRORS:
             run = partial(from_then_on, call=call, error=error)
