@@ -1,27 +1,23 @@
 """Remove, replace or empty files under a running bot: it says so at once, and what it was promised is there."""
 
 import asyncio
-import importlib
-import importlib.util
 import json
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from unittest.mock import patch
 from uuid import UUID
 
 from sqlalchemy.exc import OperationalError
 
-from letopis import History, LetopisError, Message, OutboxUnavailable
+from letopis import History, LetopisError, Message
 from letopis.outbox.file.identity import FileIdentityGuard
 from tests.campaigns.invariants import read_store
 from tests.campaigns.states import Ack
@@ -118,62 +114,6 @@ async def talk(folder: str, *, blind: bool) -> None:
         await history.drained(TIMEOUT_SECONDS)
         group.create_task(append_again("plain", own=False))
         group.create_task(append_again("in a transaction", own=True))
-
-
-# --- a file that is opened and closed in the bot's process ----------------------------------------------------------
-
-LIBRARIES: Final = ("pysqlite3", "apsw", "sqlean")
-APPENDS: Final = 30
-_PASSER: Final = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA user_version'); c.close()"
-
-
-def second() -> str | None:
-    """Return the name of a second SQLite library that can be imported here."""
-    return next((name for name in LIBRARIES if importlib.util.find_spec(name) is not None), None)
-
-
-def meet(setting: Setting, by: str) -> Tally:
-    """Have a bot's file opened and closed in its process, and kill it; return what is lost of what it was promised."""
-    world, words = World(setting.folder), command(live, setting.folder, by, blind=setting.control)
-    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False)
-    if not done.stdout:
-        raise RuntimeError(f"the bot ended by itself, with {done.returncode}")
-    told = json.loads(done.stdout)
-    world.acks += [Ack("c", UUID(hex=one)) for one in told["acks"]]
-    tally = asyncio.run(world.judge(drained=False))
-    tally.count, tally.notes = 1 if setting.control else told["refused"], f"{len(world.acks)} acknowledged"
-    return tally
-
-
-async def live(folder: str, by: str, *, blind: bool) -> None:
-    if blind:
-        FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
-    world, acks, refused = World(Path(folder)), [], 0
-    async with world.open(watch=True) as history:
-        await history.append("c", Message.user("first"))
-        await history.drained(20)
-        for number in range(APPENDS):
-            try:
-                acks.append((await history.append("c", Message.user(str(number)))).event_ids[-1].hex)
-            except OutboxUnavailable:
-                refused += 1
-            if number == APPENDS // 3:
-                # It lets the file go, and with it every lock of this process. The next process that passes by then
-                # believes to be the last, and removes the WAL.
-                _open_and_close(world.outbox, by)
-                passer = [sys.executable, "-c", _PASSER, str(world.outbox)]
-                subprocess.run(passer, check=True, timeout=TIMEOUT_SECONDS)
-        print(json.dumps({"acks": acks, "refused": refused}), flush=True)
-        os._exit(9)
-
-
-def _open_and_close(path: Path, by: str) -> None:
-    if by == "open":
-        path.open("rb").close()
-        return
-    library: Any = importlib.import_module(by)
-    with closing(library.Connection(str(path)) if by == "apsw" else library.connect(str(path))) as connection:
-        connection.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
 
 
 async def take_store(setting: Setting) -> Tally:

@@ -61,17 +61,6 @@ def table(options: Options) -> Iterator[Experiment]:
         yield Experiment(what, run, "appends refused", on=(), where=where, short=short)
     run = partial(gone.take, way=gone.WAL_REMOVED)
     yield Experiment(f"{what}; nobody looks", run, "files", on=(), where=gone.WAL_REMOVED.name, control=True)
-    what = "{} and close of the outbox in the bot's process, another process passes by, the bot is killed"
-    meet = partial(Experiment, on=(), short=False)
-    run = partial(gone.meet, by="open")
-    yield meet(what.format("a raw open()"), run, "appends refused")
-    yield meet(what.format("a raw open()"), run, "locks dropped", where="nobody looks", control=True)
-    library = gone.second()
-    run = partial(gone.meet, by=library or "")
-    without = "" if library else f"needs {', '.join(gone.LIBRARIES)}: none of them is installed"
-    named = what.format(f"a second SQLite library ({library or 'none'})")
-    yield meet(named, run, "appends refused", missing=lambda: without)
-
     commands = len(disks.COMMANDS[: options.many(len(disks.COMMANDS), 1)])
     full = (
         f"file system of {disks.MEBIBYTES} MB filled to the last byte; the relay goes on, appends do when there is room"

@@ -40,8 +40,8 @@ TOLD: Final = (
 def prove(options: Options) -> Iterator[Row]:
     """Live through the seeds, then again through some of them, then without each thing that a promise rests on."""
     with templates(options.folder) as folder:
-        seeds = range(options.seed, options.seed + options.many(SEEDS, 6))
-        jobs = [Job(seed=seed, scale=0.3 if options.short else 1.0) for seed in seeds]
+        seeds = range(options.seed, options.seed + options.many(SEEDS, 5))
+        jobs = [Job(seed=seed, scale=0.2 if options.short else 1.0) for seed in seeds]
         results: dict[int, Result] = {}
         for result in lived(jobs, folder):
             results[result.seed] = result
@@ -50,12 +50,12 @@ def prove(options: Options) -> Iterator[Row]:
             if len(results) % 20 == 0:
                 options.tell(f"simulation: {len(results)} of {len(jobs)} seeds")
         yield from _rows(list(results.values()))
-        again = list(lived(jobs[:: max(1, len(jobs) // options.many(TWICE, 2))], folder))
+        again = list(lived(jobs[:: max(1, len(jobs) // options.many(TWICE, 1))], folder))
         differ = [f"seed {one.seed} went differently" for one in again if results[one.seed].digest != one.digest]
         notes = "a digest of every commit, fault, acknowledgement, alert and kill, and the moments of each"
         yield row_of("the same seed again: the same history", "", len(again), 0, "seeds", differ, notes)
         for name in SHORT_MUTANTS if options.short else MUTANTS:
-            mutant, found, tries = MUTANTS[name], list[Result](), options.many(TRIES, 2)
+            mutant, found, tries = MUTANTS[name], list[Result](), options.many(TRIES, 1)
             while len(found) < MAX_TRIES and not any(map(_shown, found)):
                 numbers = range(options.seed + len(found), options.seed + len(found) + tries)
                 given = {"profile": mutant.profile, "mutant": name, "scale": mutant.scale}
