@@ -238,7 +238,7 @@ JUMPED: Final = partial(Experiment, unit="jumps", missing=missing, short=("sqlit
 TABLE: Final = (
     JUMPED(
         "clock set while the store is away: order, retries, alerts, retention",
-        partial(at_each, jumps=JUMPS, short=2, play=_away),
+        partial(at_each, jumps=JUMPS, short=1, play=_away),
         least=3 * len(JUMPS),
     ),
     JUMPED(

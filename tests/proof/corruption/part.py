@@ -78,14 +78,14 @@ class _Proof:
         yield await self._tried(what, files.closed, tries, 400, "bits", against=files.url)
         yield self._unseen("outbox", "changed what a reader sees, and the check said ok")
         for name, damage in DAMAGES.items():
-            tries = [(damage(data, chance), None) for _ in range(many(60, 12))]
+            tries = [(damage(data, chance), None) for _ in range(many(60, 4))]
             yield await self._tried(name, files.closed, tries, 50, "files", against=files.url)
         # What is in the WAL was not delivered: only the file itself can tell.
         tries = ((None, flipped(wal, chance)) for _ in range(many(320, 50)))
         yield await self._tried("one bit flipped in a WAL", files.living, tries, 300, "bits")
         yield self._unseen("WAL of the outbox", "commits silently dropped, and the check said ok")
         # A tail that is gone: where the history store has more than the file it shows, else only in a transaction.
-        lengths = [chance.randrange(len(wal)) for _ in range(many(60, 10))]
+        lengths = [chance.randrange(len(wal)) for _ in range(many(60, 4))]
         lengths[1::2] = [max(0, (length - 32) // (4096 + 24) * (4096 + 24) + 32) for length in lengths[1::2]]
         tries = [(None, wal[:length]) for length in lengths]
         cut_short, against = "WAL cut short, its tail delivered", await self._delivered()
@@ -96,7 +96,7 @@ class _Proof:
             notes=f"{row.notes}; with a history store that has not seen the lost tail, {alone} cuts between two"
             " transactions cannot be told from a file that never had it, and are not noticed",
         )
-        tries = ((flipped(store, chance), None) for _ in range(many(160, 25)))
+        tries = ((flipped(store, chance), None) for _ in range(many(160, 10)))
         yield await self._tried(what, files.store, tries, 150, "bits", where="history store")
         for row in (await self._salvaged(), *await self._salvaged_without_lanes(), await self._commands()):
             yield row
@@ -136,7 +136,7 @@ class _Proof:
         chance, tally = Random(self._options.seed + 5), Tally()
         files = self._files
         wal = _wal(files.living).read_bytes()
-        for number in range(self._options.many(120, 24)):
+        for number in range(self._options.many(120, 12)):
             source, how = (files.living, "flip") if number % 3 == 0 else (files.closed, ("zero", "cut")[number % 2])
             if source == files.living:
                 path = self._put(source, source.read_bytes(), wal=flipped(wal, chance))

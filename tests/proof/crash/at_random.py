@@ -23,7 +23,7 @@ WHAT: Final = "bot, relay or both killed at random"
 
 
 def table() -> Iterator[Experiment]:
-    run: Any = partial(kill_in_rounds, kills=(KILLS, 4), promises=(PROMISES, 50))
+    run: Any = partial(kill_in_rounds, kills=(KILLS, 2), promises=(PROMISES, 20))
     yield Experiment(WHAT, run, "kills", KILLS)
     for what, defect, records_every, paths_every in (
         ("promised before it is written", "an append returns before it is written", 3, NEVER),

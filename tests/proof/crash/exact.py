@@ -39,13 +39,13 @@ def prove(options: Options) -> Iterator[Row]:
     if not calls:
         yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=f"the kernel takes no filter (ended with {code})")
         return
-    yield first.kill("a first run", (82, 5), least=70)
+    yield first.kill("a first run", (82, 2), least=70)
     later = replace(first, made=made)
-    yield later.kill("a later run", (1_000, 8), least=LEAST)
+    yield later.kill("a later run", (1_000, 3), least=LEAST)
     asyncio.run(tell_secret(shutil.copytree(made, told)))
     (told / ACKS).unlink()
     erasing = replace(first, made=told, script=victim.erase_and_deliver, aftermath=_after_erasing)
-    yield erasing.kill("a run that erases", (60, 4), least=40)
+    yield erasing.kill("a run that erases", (60, 2), least=40)
     for name, story, control in (
         ("promised before it is written", later, EARLY),
         ("the bot's own books in a transaction of their own", later, APART),

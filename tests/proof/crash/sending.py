@@ -24,7 +24,7 @@ async def kill(setting: Setting) -> Tally:
     chance, tally, again = random.Random(setting.seed), Tally(), not setting.control
     outbox, path = setting.folder / "bot.outbox.db", setting.folder / "platform"
     platform = FilePlatform(path)
-    for seed in range(setting.many(KILLS if again else 5, 20 if again else 5)):
+    for seed in range(setting.many(KILLS if again else 5, 8 if again else 5)):
         how: dict[str, Any] = {"reports": chance.randrange(1, 24), "seconds": chance.uniform(0, 0.005)}
         killing = partial(kill_after, context(), answer, str(outbox), str(path), seed=seed, again=again, **how)
         await asyncio.to_thread(killing)

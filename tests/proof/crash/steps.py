@@ -94,7 +94,7 @@ async def erase(setting: Setting, *, kind: str) -> Tally:
     two = replace(one, name=SECOND)
     steps = SECOND_STEPS[:1] if setting.defect else (*FIRST_STEPS, *SECOND_STEPS)
     for number, (how, step) in enumerate(product(("reset", "delete"), steps)):
-        if number % 2 == 0 or not setting.options.short:
+        if number % 4 == 0 or not setting.options.short:
             await _erase_once(one, two, kind, how, step.name, number, setting.defect)
     return await one.judge(two.outbox)
 
@@ -180,7 +180,7 @@ async def trim(setting: Setting) -> Tally:
             await Relay(history.outbox, store, now=now).drain()
             before = {name: (await store.messages(name)).items[12:] for name in names}
     bot = (str(world.outbox), world.url)
-    for step in TRIM_STEPS if not setting.defect else TRIM_STEPS[:1]:
+    for step in TRIM_STEPS[:: setting.many(1, 3)] if not setting.defect else TRIM_STEPS[:1]:
         await _die(tally, step.name, trimming, *bot, step.name, setting.defect)
     for _ in range(RELAYS):
         code = await _ended(trimming, *bot, "", "")

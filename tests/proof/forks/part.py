@@ -19,7 +19,7 @@ from tests.proof.forks.trees import STEPS, Growing, lose_rows
 from tests.proof.harness import Experiment, Setting, Tally
 from tests.proof.stores import fresh
 
-TREES: Final = {"sqlite": (7_000, 20), "postgresql": (500, 5), "mariadb": (500, 5)}
+TREES: Final = {"sqlite": (7_000, 8), "postgresql": (500, 2), "mariadb": (500, 2)}
 """Of each kind of store, in the whole proof and in the short one; a quarter as many again in steps."""
 GROUP: Final = 20  # trees that grow in one store at once, and are delivered together
 IN_ONE_STORE: Final = 500

@@ -233,7 +233,7 @@ async def storm(
     :param store: what the relays deliver to.
     """
     tally, control, whole = Tally(), setting.control, not (setting.control or setting.options.short)
-    faults, seconds = (setting.many(60, 20), 60) if control else (setting.many(FAULTS, 50), setting.many(180, 4))
+    faults, seconds = (setting.many(60, 10), 60) if control else (setting.many(FAULTS, 30), setting.many(180, 3))
     seed, speech = f"{setting.seed} {what}", SPEECHES[setting.kind]
     margin = mock.patch("letopis.store.database.failover.ANSWER_MARGIN_SECONDS", MARGIN)
     with margin, ExitStack() as stack:

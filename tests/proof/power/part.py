@@ -39,10 +39,10 @@ def states(setting: Setting) -> Tally:
     weak = setting.control
     operations = _record(setting, [WEAK] if weak else [])
     tally, chance, seen = Tally(), random.Random(setting.seed), set[int]()
-    prefixes = setting.many(250, 30) if weak else setting.many(1400, 80)
+    prefixes = setting.many(250, 30) if weak else setting.many(1400, 40)
     total = sum(1 for _ in _prefixes(operations))
     chosen = set(range(total)) if total <= prefixes else set(chance.sample(range(total), prefixes))
-    share = 0.0 if weak else setting.many(60, 4) / max(1, len(chosen) * len(Model))
+    share = 0.0 if weak else setting.many(60, 2) / max(1, len(chosen) * len(Model))
     for number, disk, acks in _prefixes(operations):
         if number not in chosen:
             continue
@@ -89,7 +89,7 @@ def _lay_out(files: dict[str, bytes], place: Path) -> Path:
 def cuts(setting: Setting) -> Tally:
     """Copy an ext4 file system at one instant while a bot writes, and mount it as after a power cut; repeatedly."""
     tally, chance, acks, weak = Tally(), random.Random(setting.seed), setting.folder / "acks", setting.control
-    many, opened = (setting.many(12, 3), 0) if weak else (setting.many(64, 4), setting.many(10, 2))
+    many, opened = (setting.many(12, 3), 0) if weak else (setting.many(64, 2), setting.many(10, 1))
     pragmas = [WEAK, "wal_autocheckpoint=100000"] if weak else []
     with _live_disk(setting.folder) as (image, disk):
         words = command(victim.record, disk, acks, seed=setting.seed, pace=PACE, pragmas=pragmas)

@@ -133,7 +133,7 @@ def _names(conversations: Iterable[Conversation | None]) -> list[str]:
 
 async def share(setting: Setting) -> Tally:
     """Run cases until there were enough reads; with a defect, until one of them is wrong."""
-    reads, number, many = Tally(), 0, setting.many(3_000, 40)
+    reads, number, many = Tally(), 0, setting.many(3_000, 20)
     async with ConversationStore.open(setting.url, migrate=True) as store, AsyncExitStack() as stack:
         opened = partial(History, store=store, relay=False, watch=False, read_timeout=30)
         one, two = [await stack.enter_async_context(opened(setting.folder / name)) for name in ("one.db", "two.db")]
@@ -146,7 +146,7 @@ async def share(setting: Setting) -> Tally:
 
 async def list_records(setting: Setting) -> Tally:
     """List records while others put them and a relay delivers; each key is listed once, with a whole value."""
-    reads, many = Tally(), setting.many(2_000, 100)
+    reads, many = Tally(), setting.many(2_000, 50)
     await migrated(setting.url)
 
     def enough() -> bool:
@@ -185,7 +185,7 @@ TIMEOUT_SECONDS: Final = 1_200.0  # seconds after which it is not waited for mor
 
 async def read(setting: Setting, *, restored: bool = False) -> Tally:
     """Have clients speak and read until there were enough reads; with the defect, until one of them is wrong."""
-    many = 20_000 if setting.control else setting.many(6_000, 100) if restored else setting.many(28_000, 300)
+    many = 20_000 if setting.control else setting.many(6_000, 50) if restored else setting.many(28_000, 100)
     await migrated(setting.url)
     reads, random, begun = Tally(), Random(setting.seed + restored), time.monotonic()
 

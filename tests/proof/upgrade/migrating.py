@@ -239,7 +239,7 @@ async def cut_off(setting: Setting) -> Tally:
     # Before the one, after the next; and at the commit.
     points = [(at, bool((at + setting.seed) % 2)) for at in range(steps + 1)]
     if setting.options.short:
-        points = [*Random(setting.seed).sample(points[:-1], 3), points[-1]]
+        points = [*Random(setting.seed).sample(points[:-1], 1), points[-1]]
     for at, after in points:
         words = "at the commit" if at == steps else f"{'after' if after else 'before'} statement {at}"
         process = start(context, killed, url, at, after)

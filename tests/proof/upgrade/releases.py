@@ -237,7 +237,7 @@ def kill_daemon(setting: Setting, world: World, release: Release) -> None:
     with ReleaseBot(release, world, relay=False) as bot:
         bot.ready()
         asyncio.run(bring_to(world.url, "head"))
-        for number in range(setting.many(KILLS, 2)):
+        for number in range(setting.many(KILLS, 1)):
             with _daemon(next_release(), world) as daemon:  # its end is a SIGKILL
                 daemon.works()
                 if not number:
@@ -253,7 +253,7 @@ def kill_bot(setting: Setting, world: World, release: Release) -> None:
     with _daemon(release, world) as daemon:
         daemon.works()
         asyncio.run(bring_to(world.url, "head"))
-        for number in range(setting.many(KILLS, 2)):
+        for number in range(setting.many(KILLS, 1)):
             with ReleaseBot(next_release(), world, relay=False) as bot:
                 bot.ready()
                 bot.say(chance.randrange(1, 10), "beside")
