@@ -1,18 +1,16 @@
 """Run a bot under a clock that is set; it obeys commands line by line and reports its promises and alerts."""
 
-import asyncio
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from letopis import ConversationStore, History, Incident, Message, OutboxAdmin, Retention, RetryPolicy, Selection
+from letopis import ConversationStore, History, Incident, OutboxAdmin, Retention, RetryPolicy, Selection
 from letopis.outbox import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.store import Timeouts
+from tests.proof.obeying import obey
 from tests.support.defects import plant
 
 STUCK = 9.0  # seconds after which users are notified; only those that the bot has watched count
@@ -45,26 +43,14 @@ async def live(outbox: str, store: str, *, by_wall_clock: bool) -> None:
         on_stuck=on_stuck,
         on_recovered=on_recovered,
     ) as history:
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps(await _obey(history, *line.split()) or heard), flush=True)
 
+        async def retry() -> dict[str, Any]:
+            return {"retried": await OutboxAdmin(history.outbox).retry(Selection(states=("blocked",)))}
 
-async def _obey(history: History, what: str, number: str = "0", name: str = "") -> dict[str, Any]:
-    """Do what a line says, and return the answer; an empty one to what asks for alerts."""
-    match what:
-        case "say":
-            acks = []
-            for turn in range(int(number)):
-                chat = name or f"chat-{turn % 3}"
-                receipt = await history.append(chat, Message.user(f"{turn}"), owner="owner")
-                acks += [(chat, str(one)) for one in receipt.event_ids]
-            return {"acks": acks}
-        case "drain":
-            return {"drained": await history.drained(float(number))}
-        case "retry":
-            await OutboxAdmin(history.outbox).retry(Selection(states=("blocked",)))
-            return {"retried": True}
-    return {}
+        async def alerts() -> dict[str, Any]:
+            return heard
+
+        await obey(history, {"retry": retry, "alerts": alerts})
 
 
 LIBRARIES: Final = ("libfaketimeMT.so.1", "libfaketime.so.1")

@@ -135,18 +135,18 @@ async def _short_outage(bot: Bot) -> None:
 
 async def _outage_begins(bot: Bot) -> float:
     """Have the bot wait for its store; return when that began."""
-    await bot.say("9")
+    await bot.say("9 words")
     await bot.drain(60, "not delivered with nothing the matter")
     started = time.monotonic()
     await bot.door.shut()
-    await bot.say("9")
+    await bot.say("9 words")
     # In the middle of a wait for the store.
     await bot.finds("SELECT 1 FROM letopis_outbox_relay WHERE breaker <> 'closed'", SLACK)
     return started
 
 
 async def _outage_ends(bot: Bot, patience: float) -> None:
-    await bot.say("9")
+    await bot.say("9 words")
     await asyncio.sleep(1.0)
     await bot.door.open()
     await bot.drain(patience, f"starved: not all was delivered within {patience:g} s of the store's return")
@@ -159,7 +159,7 @@ async def _long_outage(bot: Bot) -> None:
         before = await bot.told("alerts")
     started = time.monotonic()
     await bot.door.shut()
-    await bot.say("6")
+    await bot.say("6 words")
     await asyncio.sleep(STUCK / 3)
     await bot.jump()
     await bot.hears("stuck", len(before["stuck"]), STUCK + SLACK)
@@ -178,7 +178,7 @@ async def _long_outage(bot: Bot) -> None:
 async def _refusals(bot: Bot, here: Setting) -> None:
     """An event that is refused gets all its tries, not all at once; 1, 2 and 4 s lie between, one of which may end."""
     await run_there(here.url, *refuse(here.kind, "new.conversation_id = 'poison'", REFUSAL[here.kind]))
-    await bot.say("1 poison")
+    await bot.say("1 words poison")
     started = time.monotonic()
     await bot.finds(f"{LANE} AND attempts > 0", SLACK)
     await bot.jump()

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import letopis.store
 from tests.campaigns.invariants import Ack
+from tests.proof import obeying
 from tests.proof.harness import DRAIN_SECONDS, Setting, Tally, World
 from tests.proof.upgrade.migrating import bring_to, fill, held, migrate
 from tests.support.daemons import DaemonProcess
@@ -30,47 +31,6 @@ _STORE_HEAD: Final = "store/letopis/store/database/migrations.py"
 _OUTBOX_HEAD: Final = "outbox/letopis/outbox/file/inspection.py"
 PACKAGES: Final = ("store", "outbox", "migrations")
 _HEAD: Final = re.compile(r'Migrations\([^)]*head="(\d{4})"')
-BOT: Final = """
-import asyncio, json, sys
-from pathlib import Path
-
-async def lines():
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        yield line.split()
-
-def tell(**what):
-    print(json.dumps(what), flush=True)
-
-async def main(outbox, store):
-    import letopis.store
-    from letopis.outbox import History
-    from letopis.store import ConversationStore, Message
-    if sys.argv[3] == "migrate":
-        async with ConversationStore.open(store, migrate=True):
-            pass
-    async with History(outbox, store=store, relay=sys.argv[4] == "relay") as history:
-        tell(ready=letopis.store.__file__)
-        async for what, *rest in lines():
-            try:
-                if what == "say":
-                    acks = []
-                    for number in range(int(rest[0])):
-                        name = f"chat-{number % 5}"
-                        receipt = await history.append(name, Message.user(f"{rest[1]} {number}"), owner="owner")
-                        acks += [(name, str(one)) for one in receipt.event_ids]
-                    tell(acks=acks)
-                elif what == "drain":
-                    tell(drained=await history.drained(float(rest[0])))
-            except Exception as error:
-                tell(error=f"{type(error).__name__}: {error}")
-
-try:
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
-except Exception as error:
-    tell(error=f"{type(error).__name__}: {error}")
-    sys.exit(9)
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +93,7 @@ class ReleaseBot(LineProcess):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
         environment["PYTHONPATH"] = os.pathsep.join(str(release.tree / one) for one in PACKAGES)
         how = ("migrate" if migrate else "-", "relay" if relay else "-")
-        super().__init__([sys.executable, "-c", BOT, str(world.outbox), world.url, *how], environment)
+        super().__init__([sys.executable, "-P", obeying.__file__, str(world.outbox), world.url, *how], environment)
         self._release, self._world = release, world
 
     def ready(self) -> None:
