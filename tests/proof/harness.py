@@ -299,10 +299,10 @@ def prove_quietly(options: Options, jobs: Sequence[Job]) -> list[Row]:
 
 
 def prove_by_kind(options: Options, table: Sequence[Experiment]) -> Iterator[Row]:
-    """Run the experiments of a table in processes: one for each kind of store, and as many for their controls."""
+    """Run a table in processes: one for each kind of store, in a short proof one for all; as many for the controls."""
     groups: dict[tuple[str, bool], list[Job]] = {}
     for job in jobs_of(options, table):
-        groups.setdefault((job[1], job[0].is_control), []).append(job)
+        groups.setdefault(("" if options.short else job[1], job[0].is_control), []).append(job)
     jobs = [partial(prove_quietly, options, group) for group in groups.values()]
     yield from in_processes(jobs, at_a_time=PROCESSES_AT_A_TIME)
 
