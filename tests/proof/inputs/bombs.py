@@ -18,7 +18,7 @@ ROOMY: Final = 48
 """Megabytes that the command may take beyond what it takes for an empty file: the longest line, read and decoded."""
 LINE: Final = 600
 """The same for a line as long as one with the most large content may be, which is read before it is refused."""
-LINE_MEGABYTES: Final = 1_000
+LINE_MEGABYTES: Final = 700
 PARSED: Final = 320
 """The same where the line is JSON of as many empty lists as fit into it: each takes 64 bytes when it is parsed."""
 UNBOUNDED: Final = (

@@ -136,7 +136,7 @@ def kept(setting: Setting) -> Tally:
     installed = [name for name, (package, _) in ADAPTERS.items() if _is_installed(package)]
     if not installed:
         raise NotHere("no framework is installed: the group adapters")
-    tried = installed[: 1 if setting.control else setting.many(len(installed), 2)]
+    tried = installed[: 1 if setting.control else setting.many(len(installed), 1)]
     tally = Tally(notes=f"through {len(tried)} adapters")
     for name in tried:
         below = setting.folder / name

@@ -233,22 +233,23 @@ async def _restoring(url: str, until: Callable[[], bool], *, every: float) -> in
 PRUNED: Final = "reads while all is delivered, rewound, forked and pruned: what was acknowledged before, once, in order"
 RESTORED: Final = "the same, while the store is put back to an earlier state again and again"
 SHARED: Final = "two outboxes share conversations: what is saved is shown, each is listed, the active one is one"
+CONTROL: Final = partial(Experiment, short=("sqlite",))
 TABLE: Final = (
     Experiment(PRUNED, read, "reads", 28_000),
     Experiment(RESTORED, partial(read, restored=True), "reads", 6_000),
-    Experiment(
+    CONTROL(
         "the same, with the store read before the outbox",
         *(read, "reads"),
         defect="a read asks the store before the outbox",
     ),
     Experiment(SHARED, share, "reads", 3_000),
-    Experiment(
+    CONTROL(
         "the same, with outboxes that trust their own file about the path",
         *(share, "reads"),
         defect="an outbox trusts its own file about the path",
     ),
     Experiment("records are listed while eight writers put them", list_records, "lists", 2_000),
-    Experiment(
+    CONTROL(
         "the same, with values that are read after the list",
         *(list_records, "lists"),
         defect="the values of a list of records are read after it",
