@@ -29,7 +29,7 @@ from tests.support.store_changes import Copy, copied, put_back_beside
 from tests.support.victim import OUTBOX
 
 TIMEOUT_SECONDS: Final = 30.0  # that everything else is given
-BLIND_SECONDS: Final = 6.0  # that a control is given to notice, which it cannot; half of it in the short form
+BLIND_SECONDS: Final = 6.0  # that a control is given to notice, which it cannot; a quarter of it in the short form
 WAIT: Final = 120.0  # seconds after which a process that does not end is killed
 POLITE: Final = 20  # how often a restore is tried that met a delivery and was rolled back for it
 CHILD: Final = Path(__file__).with_name("child.py")
@@ -50,7 +50,7 @@ class World(harness.World):
     @property
     def patience(self) -> float:
         """Seconds in which a store has to be whole again, or its loss told."""
-        return BLIND_SECONDS / self.here.many(1, 2) if self.here.control else TIMEOUT_SECONDS
+        return BLIND_SECONDS / self.here.many(1, 4) if self.here.control else TIMEOUT_SECONDS
 
     async def wait(self, true: Callable[[], Any], problem: str, *, patience: float = 0) -> None:
         """Wait until something is true, and note a problem if it does not come."""
