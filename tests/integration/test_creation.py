@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from multiprocessing.connection import Connection
@@ -24,7 +23,6 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.status import status_of
 from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, _components
 from tests.proof.crash.gate import enter, guard, missing
-from tests.support.outages import locked_out
 from tests.support.platforms import posix_only
 
 pytestmark = posix_only("Windows has no POSIX signals")
@@ -64,17 +62,6 @@ async def test_the_time_of_the_creation_does_not_count_against_the_timeout_of_a_
     monkeypatch.setattr(_components, "prepare_schema", slowly)
     async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, read_timeout=1.0) as history:
         assert (await history.messages("chat")).complete
-
-
-async def test_a_store_that_is_locked_answers_within_the_timeout_of_a_read(tmp_path: Path) -> None:
-    path = tmp_path / "bot.history.db"
-    async with ConversationStore.open(path, migrate=True):
-        pass
-    async with locked_out(tmp_path / "bot.outbox.db", path) as history:
-        # SQLite itself would wait for the lock for 10 seconds.
-        began = time.monotonic()
-        assert not (await history.messages("chat")).complete
-        assert time.monotonic() - began < 8
 
 
 def test_a_new_outbox_is_opened_by_a_second_process_while_the_first_has_only_begun(tmp_path: Path) -> None:
@@ -193,17 +180,3 @@ def test_a_number_of_partitions_that_is_none_is_refused(tmp_path: Path) -> None:
     for partitions in (0, -1, 1025):
         with pytest.raises(ConfigurationError, match="partitions"):
             ConversationStore(tmp_path / "history.db", partitions=partitions)
-
-
-async def test_preparing_at_once_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, prepared = _components.prepare_schema, list[object]()
-
-    async def counted(*given: Any, **named: Any) -> int:
-        prepared.append(given)
-        return await real(*given, **named)
-
-    monkeypatch.setattr(_components, "prepare_schema", counted)
-    store = ConversationStore(tmp_path / "history.db")
-    await asyncio.gather(*(store.prepare() for _ in range(8)), *(store.head() for _ in range(8)))
-    await store.close()
-    assert len(prepared) == 1

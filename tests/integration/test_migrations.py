@@ -315,6 +315,15 @@ def test_alembic_is_not_imported_for_a_store_that_is_current(tmp_path: Path) -> 
     assert told == [["0", "True"], ["0", "False"]]
 
 
+@pytest.mark.parametrize("number", [0, -1, 1025])
+async def test_a_number_of_partitions_that_is_none_is_refused(number: int, tmp_path: Path) -> None:
+    engine = create_store_engine(tmp_path / "history.db")
+    async with engine.connect() as connection:
+        with pytest.raises(ValueError, match="partitions"):
+            await connection.run_sync(upgrade, STORE, attributes={"partitions": number})
+    await engine.dispose()
+
+
 async def test_many_databases_are_migrated_at_once_in_one_process(tmp_path: Path) -> None:
     """Alembic keeps the database it works on in globals: each has to have its turn."""
     outboxes = [tmp_path / f"{number}.outbox.db" for number in range(4)]
