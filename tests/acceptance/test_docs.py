@@ -5,13 +5,22 @@ import contextlib
 import importlib
 import io
 import re
+import sqlite3
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
+from letopis.examples import demo
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.event_log.schema import metadata as outbox_tables
+from letopis.outbox.history.history import History
 from letopis.store.database.schema import metadata as store_tables
+from letopis.store.model.messages import Message
 from tests.support import demo_transcript, pages
 from tests.support.paths import ROOT
 
@@ -26,11 +35,6 @@ EXAMPLES = (
 """Pages of the Python reference, which begin with an example and its output."""
 DOORS = re.compile(r"letopis(?:\.adapters\b.*|\.console|\.store\.testing|\.testing)?")
 """What a page imports from: one module, and the packages that are extras of it."""
-COLUMNS = 88
-"""Of what is printed: on a phone, half of a longer line cannot be seen."""
-CODE_COLUMNS = 72
-"""Of code that can be wrapped; the examples in cli.md are those of the command's help."""
-WRAPPED = ("python", "bash", "sql")
 
 _AUTODOC = re.compile(r"auto(?:class|exception|function|data)::[ \t]+(?:letopis\.(?:store|outbox)\.)?(\w+)")
 _MODULE = re.compile(r"(?:current|auto)?module::[ \t]+(letopis\.\w+)")
@@ -47,22 +51,22 @@ def imports() -> Iterator[tuple[str, str, str]]:
                 yield from ((page.name, name, "__name__") for name in names)
 
 
+def output_of(code: str, name: str) -> str:
+    """Run a program in this process; return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings(action="error"):
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
+    return printed.getvalue()
+
+
 @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=lambda page: page.stem)
-def test_the_code_of_the_front_pages_runs(page: Path, tmp_path: Path) -> None:
+def test_the_code_of_the_front_pages_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (block,) = pages.programs(page)
 
-    done = pages.run_program(block, tmp_path)
+    printed = output_of(block, page.name)
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "user Hi " in done.stdout
-    assert "assistant Hello! " in done.stdout
-
-
-def test_the_tutorial_shows_what_is_seen(tmp_path: Path) -> None:
-    steps = list(pages.follow(FIRST_BOT, tmp_path))
-
-    assert len(steps) > 6
-    assert [str(step) for step in steps if not step.holds] == []
+    assert "user Hi " in printed
+    assert "assistant Hello! " in printed
 
 
 def test_a_page_that_shows_something_else_is_noticed(tmp_path: Path) -> None:
@@ -81,74 +85,39 @@ def test_the_examples_of_the_reference_print_what_they_say(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     example, output, *_ = pages.blocks((DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8"))
+
     assert (example.language, output.language) == ("python", "text")
-    printed = io.StringIO()
-
-    with contextlib.redirect_stdout(printed):
-        exec(compile(example.body, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
-
-    assert printed.getvalue() == output.body
+    assert output_of(example.body, name) == output.body
 
 
-def test_no_line_of_code_is_wider_than_a_reader_sees() -> None:
-    marked = {
-        f"{line}\n"
-        for page in (README, RUSSIAN)
-        for line in page.read_text(encoding="utf-8").splitlines()
-        if line.startswith("python3 -m venv .venv && ")
-    }  # one line each, for CI
-    wide = [
-        f"{page.relative_to(ROOT)}: {line}"
-        for page in (*PAGES, ROOT / "CONTRIBUTING.md")
-        for block in pages.blocks(page.read_text(encoding="utf-8"))
-        if not block.language.startswith("{") and block.body not in marked
-        for line in block.body.splitlines()
-        if len(line) > (CODE_COLUMNS if block.language in WRAPPED and page.stem != "cli" else COLUMNS)
-    ]
-
-    assert wide == []
+TRANSLATIONS = (RUSSIAN, FIRST_BOT.with_suffix(".ru.md"), *sorted((DOCS / "howto").glob("*.ru.md")))
 
 
-@pytest.mark.parametrize(
-    ("english", "russian"),
-    [(README, RUSSIAN), (FIRST_BOT, FIRST_BOT.with_suffix(".ru.md"))],
-    ids=["readme", "tutorial"],
-)
-def test_a_translation_has_the_same_code_and_both_name_each_other(english: Path, russian: Path) -> None:
-    texts = [page.read_text(encoding="utf-8") for page in (english, russian)]
-    code = [[(block.language, block.body) for block in pages.blocks(text)] for text in texts]
-    headings = [
-        re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
-        for text in texts
-    ]
-
-    assert code[0] == code[1]
-    assert headings[0] == headings[1]
-    assert f"]({russian.name})" in texts[0]
-    assert f"]({english.name})" in texts[1]
-
-
-@pytest.mark.parametrize("russian", sorted((DOCS / "howto").glob("*.ru.md")), ids=lambda page: page.stem)
-def test_a_short_translation_of_a_guide_has_no_code_of_its_own(russian: Path) -> None:
+@pytest.mark.parametrize("russian", TRANSLATIONS, ids=lambda page: page.stem)
+def test_a_translation_has_no_code_of_its_own_and_both_name_each_other(russian: Path) -> None:
+    """Those of guides are short; the others have all of it."""
     english = russian.with_suffix("").with_suffix(".md")
     texts = [page.read_text(encoding="utf-8") for page in (english, russian)]
-    code = [{(block.language, block.body) for block in pages.blocks(text)} for text in texts]
+    code = [[(block.language, block.body) for block in pages.blocks(text)] for text in texts]
+    prose = [re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL) for text in texts]
+    headings = [re.findall(r"^(#+) ", text, re.MULTILINE) for text in prose]
 
     assert code[1]
-    assert code[1] - code[0] == set()
+    assert [block for block in code[1] if block not in code[0]] == []
+    assert russian.parent.name == "howto" or (code[0], headings[0]) == (code[1], headings[1])
     assert f"]({russian.name})" in texts[0]
     assert f"]({english.name})" in texts[1]
 
 
 def test_the_picture_of_the_demo_is_of_its_transcript() -> None:
-    """What is in the transcript, tests/acceptance/test_demo.py compares with the demonstration."""
+    """What is in the transcript, the test of the demonstration compares with it."""
     assert demo_transcript.PICTURE.read_text(encoding="utf-8") == demo_transcript.picture(
         demo_transcript.transcript_of(README)
     )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of frameworks, about what is experimental in them
-def test_every_block_takes_names_that_exist() -> None:
+def test_every_block_imports_what_exists_and_of_letopis_the_front_doors() -> None:
     def is_there(module: str, name: str) -> bool:
         try:
             loaded = importlib.import_module(module)
@@ -157,12 +126,7 @@ def test_every_block_takes_names_that_exist() -> None:
         return hasattr(loaded, name) or importlib.util.find_spec(f"{module}.{name}") is not None
 
     assert not [found for found in imports() if not is_there(found[1], found[2])]
-
-
-def test_every_block_imports_from_letopis_alone() -> None:
-    elsewhere = {f"{page}: {module}" for page, module, _ in imports() if not DOORS.fullmatch(module)}
-
-    assert sorted(elsewhere) == []
+    assert sorted({f"{page}: {module}" for page, module, _ in imports() if not DOORS.fullmatch(module)}) == []
 
 
 @pytest.mark.parametrize("package", ["letopis.store", "letopis.outbox", "letopis.testing"])
@@ -192,23 +156,7 @@ def test_the_readme_names_files_that_exist(page: Path) -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_readme_marks_the_commands_that_ci_runs() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    marked = dict(re.findall(r"<!-- command: (\w+) -->\n```bash\n(.+)\n```", text))
-
-    assert set(marked) == {"demo", "tests"}
-    assert marked["demo"].endswith("letopis demo")
-    assert " -m pytest " in marked["tests"]
-
-
-def test_every_decision_is_numbered_once() -> None:
-    numbers = [path.name[:4] for path in (DOCS / "adr").glob("[0-9]*.md")]
-
-    assert numbers
-    assert len(numbers) == len(set(numbers))
-
-
-def test_a_decision_and_the_one_that_replaces_it_name_each_other() -> None:
+def test_a_decision_has_a_number_and_the_one_that_replaces_it_names_it() -> None:
     states = {
         path.name: re.findall(r"^- State: ((?:.+\n)+?)\n", path.read_text(encoding="utf-8"), re.MULTILINE)
         for path in (DOCS / "adr").glob("[0-9]*.md")
@@ -216,7 +164,72 @@ def test_a_decision_and_the_one_that_replaces_it_name_each_other() -> None:
     named = {name: set(re.findall(r"\]\(([^)]+)\)", "".join(lines))) for name, lines in states.items()}
     without_links = {name: re.sub(r"\[\d{4}\]\([^)]+\)", "", "".join(lines)) for name, lines in states.items()}
 
+    assert len({name[:4] for name in states}) == len(states)
     assert [name for name, lines in states.items() if len(lines) != 1] == []
     assert [name for name, text in without_links.items() if re.search(r"\d{4}", text)] == []
     assert [(name, other) for name, others in named.items() for other in others if name not in named[other]] == []
     assert sum(map(len, named.values())) > 10
+
+
+# The demonstration.
+
+
+def test_the_command_tells_its_story_and_ends_well(tmp_path: Path) -> None:
+    """In a pipe: no colour and no escape in it, nothing on stderr, and well below half a minute."""
+    began = time.monotonic()
+
+    done = demo_transcript.play(tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "appended 72, stored 72, in order 72, duplicates 0." in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+    assert {demo_transcript.comparable(demo_transcript.transcript_of(page)) for page in demo_transcript.PAGES} == {
+        demo_transcript.comparable(done.stdout)
+    }
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - began < 60
+
+
+def test_what_it_keeps_can_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert run(cli, ["demo", "--keep", "here"]) == 0
+    assert run(cli, ["--outbox", "here/bot.outbox.db", "status", "--check"]) in (Exit.OK, Exit.FAILED)
+    capsys.readouterr()
+    assert run(cli, ["--outbox", "here/bot.outbox.db", "history", "show", "telegram:101"]) == 0
+
+    assert capsys.readouterr().out.count("\n") >= 24
+    with contextlib.closing(sqlite3.connect(tmp_path / "here" / demo.STORE)) as connection:
+        assert connection.execute("SELECT count(*) FROM letopis_messages").fetchone() == (72,)
+
+
+async def test_its_check_finds_what_is_missing_or_out_of_order(tmp_path: Path) -> None:
+    async with History(tmp_path / "bot.outbox.db") as history:
+        for word in "abc":
+            await history.append("c1", Message.user(word))
+        assert await history.drained(30)
+    for words, in_order in (("abc", 3), ("abcd", 3), ("acb", 1), ("ab", 2)):
+        found = await demo.check(tmp_path, demo.Transcript(lines={"c1": [("user", word) for word in words]}))
+        assert (found.appended, found.stored, found.in_order) == (len(words), 3, in_order)
+        assert found.holds is (words == "abc")
+    assert not demo.DemoOutcome(appended=3, stored=3, in_order=3, duplicates=1).holds
+
+
+async def test_it_waits_for_a_number_of_polls_however_long_each_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "MAX_POLLS", 10)
+    monkeypatch.setattr(demo, "POLL_SECONDS", 0.001)
+    polls = 0
+
+    async def at_the_tenth() -> bool:
+        nonlocal polls
+        polls += 1
+        await anyio.sleep(0.02)  # a slow machine: all of them together take longer than ten pauses
+        return polls == 10
+
+    await demo._until(at_the_tenth, "the tenth")
+    with pytest.raises(demo.DemoFailed, match="the twentieth"):
+        await demo._until(at_the_tenth, "the twentieth")
+    assert polls == 20

@@ -28,6 +28,7 @@ from tests.support.paths import ROOT
 from tests.support.relays import until
 from tests.support.story import nothing
 
+pytestmark = pytest.mark.slow  # whichever is the first to need a framework imports it
 HOWTO, TUTORIALS = ROOT / "docs" / "howto", ROOT / "docs" / "tutorial"
 LINES = 25
 """How many lines a bot takes at most to get a history, wrapped for a phone."""
@@ -286,7 +287,6 @@ async def test_pyrogram(bot: Any) -> None:
         assert await texts(recorder.history, CHAT) == SAID[:2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("needs", "example"), [("aiogram", "aiogram_bot.py"), ("telegram.ext", "ptb_bot.py")])
 async def test_the_example_of_a_bot(needs: str, example: str, tmp_path: Path) -> None:
     pytest.importorskip(needs, reason=f"needs {needs}: install the group adapters")
@@ -345,7 +345,6 @@ def typed(line: str, folder: Path, *, shell: Callable[[str, Path], str]) -> str:
     return printed.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "needs"),
     [
