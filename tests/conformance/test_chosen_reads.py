@@ -70,6 +70,7 @@ async def test_a_filter_wants_the_same_of_pending_and_stored_messages(bot: Histo
         await bot.chat(CHAT).fork("child", at=messages[75].id)
         await bot.append("child", *some(20, first=300))
     whole = await everything(bot)
+    assert list(await bot.messages(CHAT, last=2**63)) == whole == list(await bot.messages(CHAT, first=10**30))
     for where in FILTERS:
         wanted = [one.id for one in whole if where.matches(one)]
         assert [one.id for one in await everything(bot, where=where)] == wanted

@@ -14,6 +14,7 @@ from letopis.store import (
     ConversationStore,
     ErasuresPending,
     Held,
+    InvalidInput,
     Message,
     MessageRedacted,
     StoreFault,
@@ -28,6 +29,10 @@ from tests.support.sayings import new_outbox, present, problems, send
 
 async def test_erasures_are_numbered_from_one_and_read_in_order(store: ConversationStore) -> None:
     outbox = Outbox()
+    refused: list[tuple[Any, str, Any]] = [("chat", "42", "reset"), ("owner", "", "reset"), ("owner", "42", "hide")]
+    for kind, subject, how in refused:
+        with pytest.raises(InvalidInput):
+            await store.erasures.register(kind, subject, how=how)
     one = await store.erasures.register("owner", "42", how="reset", reason="asked", origin=outbox.origin)
     two = await store.erasures.register("person", "7", how="delete", requested_by="admin")
     assert (one.number, two.number) == (1, 2)

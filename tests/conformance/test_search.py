@@ -137,7 +137,6 @@ async def test_the_index_finds_what_the_rule_finds(store: ConversationStore) -> 
 
 HOSTILE = [
     "'; DROP TABLE letopis_search; --",
-    '" OR 1=1 --',
     "ответ' OR '1'='1",
     "ответ AND OR NOT NEAR(ответ, 5)",
     "ответ & | ! ( ) : * <-> @@",
@@ -147,7 +146,6 @@ HOSTILE = [
     "%ответ_ % :asked ? $1 %s {0}",
     "\x00ответ\x00",
     "ответ \ud800",
-    "ответ" * 100,
     "𝓸𝓽𝓿𝓮𝓽 ответ",
 ]
 
