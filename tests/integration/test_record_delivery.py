@@ -33,6 +33,7 @@ async def problems(history: History, url: str) -> list[str]:
     return await store_problems(history.store) + await contradictions(history.outbox, url)
 
 
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
     store: ConversationStore, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

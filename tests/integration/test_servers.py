@@ -92,21 +92,6 @@ def test_a_named_server_that_does_not_answer_is_said_and_not_replaced(
         find()
 
 
-def test_without_a_local_server_postgresql_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(postgresql.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(postgresql, "LOCAL", postgresql.LOCAL.set(port=free_port()))
-    try:
-        found = PostgresServer.find()
-    except ServerUnavailable as exc:
-        missing("postgresql", exc)
-
-    with found as server:
-        assert isinstance(server, OwnPostgresServer)
-        assert server.version()
-        folder = server.log.parent
-    assert not Path(folder).exists()
-
-
 INTERRUPTED = """
 import os, threading
 import pytest
@@ -121,9 +106,8 @@ def test_it(kind, request, new_store_url):
 
 
 @linux_only("it signals a group of processes")
-@pytest.mark.parametrize("signalled", ["controller", "all"])
 def test_an_interrupted_run_leaves_no_database(
-    signalled: str, postgresql_server: PostgresServer, mariadb_server: MariaDBServer, tmp_path: Path
+    postgresql_server: PostgresServer, mariadb_server: MariaDBServer, tmp_path: Path
 ) -> None:
     (tmp_path / "test_some.py").write_text(INTERRUPTED)
     arguments = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-n", "2", f"--rootdir={tmp_path}")
@@ -137,10 +121,7 @@ def test_an_interrupted_run_leaves_no_database(
     assert len(made) == 4
     assert set(made) <= there
 
-    if signalled == "all":
-        os.killpg(run.pid, signal.SIGINT)
-    else:
-        run.send_signal(signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT)
 
     assert run.wait(120) != 0
     left = set(postgresql_server.databases("letopis")) | set(mariadb_server.databases("letopis"))
