@@ -105,6 +105,7 @@ def test_it(kind, request, new_store_url):
 """
 
 
+@pytest.mark.slow
 @linux_only("it signals a group of processes")
 def test_an_interrupted_run_leaves_no_database(
     postgresql_server: PostgresServer, mariadb_server: MariaDBServer, tmp_path: Path

@@ -89,6 +89,7 @@ async def test_packet_limit_holds_up_nobody_and_is_named(outbox: OutboxFile, sma
             for kind in ("sqlite", "mariadb")
         ),
     ],
+    ids=["a log head set back", "rows deleted on sqlite", "rows deleted on mariadb"],
 )
 async def test_refusal_of_all_is_the_stores(
     outbox: OutboxFile, new_store_url: NewStore, hurt: str, mend: str, kind: str
