@@ -116,6 +116,7 @@ def test_the_picture_of_the_demo_is_of_its_transcript() -> None:
     )
 
 
+@pytest.mark.slow  # it imports each framework that is installed
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of frameworks, about what is experimental in them
 def test_every_block_imports_what_exists_and_of_letopis_the_front_doors() -> None:
     def is_there(module: str, name: str) -> bool:
