@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from itertools import islice
@@ -49,12 +49,9 @@ class Campaign:
     source: Path
     seed: int
     kills: int
-    relay: Relay = field(init=False)
+    relay: Relay
     tally: Tally = field(default_factory=lambda: Tally(notes="cut short"))
     deadline: float = field(default_factory=lambda: time.monotonic() + TIMEOUT_SECONDS)
-
-    def __post_init__(self) -> None:
-        self.relay = Relay(self.place)
 
     def run(self) -> tuple[Tally, Tally]:
         """Run it to its end; return what came of it, and of the controls."""
@@ -124,7 +121,7 @@ class Campaign:
         self.tally.blame(differences(imported, exported), where="the export differs from the import")
         # The id of each line's event is derived from the line's own.
         acks = [Ack(name, derived_event_id(name, one)) for name, lines in imported.items() for one, _ in lines if one]
-        verdict = asyncio.run(replace(self._world(), acks=acks).examine())
+        verdict = asyncio.run(World(self.place.folder, self.place.store, acks=acks).examine())
         self.tally.take(verdict, where="the logs break their invariants")
 
     def _export(self, name: str, *words: str) -> Conversations:
@@ -145,12 +142,9 @@ class Campaign:
             self.tally.require(bool(caught), f"{control} is not seen in the export")
             tally.blame(caught, where=control)
             tally.count += 1
-        verdict = asyncio.run(self._world().examine())
+        verdict = asyncio.run(World(self.place.folder, self.place.store).examine())
         self.tally.require(verdict.problem_count >= len(CONTROLS), f"the damage is not seen in the logs: {verdict}")
         return tally
-
-    def _world(self) -> World:
-        return World(self.place.folder, self.place.store)
 
 
 def read(path: Path) -> Conversations:
@@ -227,6 +221,6 @@ def prove(options: Options) -> Iterator[Row]:
                 yield Row(what=WHAT, where=kind, missing=store.missing)
                 continue
             place = Place(folder=folder, outbox=folder / "bot.outbox.db", store=store.url)
-            tally, controls = Campaign(place, source, options.seed, kills).run()
+            tally, controls = Campaign(place, source, options.seed, kills, Relay(place)).run()
         yield tally.row(WHAT, kind, "kills", kills)
         yield controls.row(CONTROL, kind, "damages", control=True)
