@@ -9,7 +9,7 @@ import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,8 @@ TIMEOUT_SECONDS: Final = 120.0
 TABLE: Final = Path(__file__).parents[1] / "costs.json"
 PASSED: Final = "LETOPIS_TEST_PASSED"
 """Names a file of tests that need not run again: a run leaves out those in it, and adds those that pass."""
-_COST: Final = "cost"
-_DRIFTED: Final = "drifted"
-_costs: Final = pytest.StashKey[dict[str, float]]()
-_drifted: Final = pytest.StashKey[dict[str, float]]()
+Costs = dict[str, float]
+_costs: Final = pytest.StashKey[tuple[Costs, Costs]]()  # of all tests, and of those that cost more than they may
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,14 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_costs] = {}
-    config.stash[_drifted] = {}
+    config.stash[_costs] = {}, {}
 
 
 @pytest.hookimpl(tryfirst=True)  # so that -m sees the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow, and put the dearest files first: the last worker to end is then one with short ones."""
-    table = _table()
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
     names = {item.nodeid for item in items}
     for item in items:
         twin = item.nodeid.replace("mariadb", "postgresql")
@@ -54,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS + 30 * (cost or 0)))
-    done = _passed()
+    passed = Path(os.environ.get(PASSED, ""))
+    done = set(passed.read_text(encoding="utf-8").splitlines()) if passed.is_file() else set[str]()
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
     items[:] = [item for item in items if item.nodeid not in done]
     items.sort(key=lambda item: -table["files"].get(item.nodeid.partition("::")[0], 0.0))
@@ -66,31 +64,28 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     try:
         return (yield)
     finally:
-        costs = item.config.stash[_costs]
-        cost = costs[item.nodeid] = _spent() - before
-        # The first of a process pays for what all share.
-        if cost >= LIMIT_SECONDS and len(costs) > 1 and item.get_closest_marker("slow") is None:
-            item.config.stash[_drifted][item.nodeid] = cost
+        item.config.stash[_costs][0][item.nodeid] = _spent() - before
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    costs, drifted = session.config.stash[_costs], session.config.stash[_drifted]
+    costs, dear = session.config.stash[_costs]
+    dear |= dear_of((item.nodeid for item in session.items if item.get_closest_marker("slow") is None), costs)
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_COST], output[_DRIFTED] = costs, drifted
+        output["costs"] = costs, dear
     elif session.config.getoption("--record-costs"):
-        _write(costs, session.config.rootpath)
-    elif session.exitstatus == pytest.ExitCode.OK and _fails(session.config, max(drifted.values(), default=0)):
+        table = renewed(json.loads(TABLE.read_text(encoding="utf-8")), costs, session.config.rootpath)
+        TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    elif session.exitstatus == pytest.ExitCode.OK and any(_fails(session.config, cost) for cost in dear.values()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take in what a worker of xdist has measured."""
-    output = getattr(node, "workeroutput", {})
-    node.config.stash[_costs].update(output.get(_COST, {}))
-    node.config.stash[_drifted].update(output.get(_DRIFTED, {}))
+    for kept, found in zip(node.config.stash[_costs], getattr(node, "workeroutput", {}).get("costs", ()), strict=False):
+        kept.update(found)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -101,44 +96,35 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    drifted = sorted(config.stash[_drifted].items(), key=lambda pair: -pair[1])
-    if not config.getoption("--record-costs"):
-        for name, cost in drifted[:SHOWN]:
-            fails = "ERROR: " if _fails(config, cost) else ""
-            terminalreporter.write_line(
-                f"{fails}{name} costs {cost:.1f} s, is not slow in {TABLE.name}: --record-costs"
-            )
+    dear = {} if config.getoption("--record-costs") else config.stash[_costs][1]
+    for name, cost in sorted(dear.items(), key=lambda pair: -pair[1])[:SHOWN]:
+        fails = "ERROR: " if _fails(config, cost) else ""
+        terminalreporter.write_line(f"{fails}{name} costs {cost:.1f} s, is not slow in {TABLE.name}: --record-costs")
+
+
+def dear_of(names: Iterable[str], costs: Costs) -> Costs:
+    """Return those of the tests that cost more than they may; the first of a process pays for what all share."""
+    first = next(iter(costs), None)
+    return {name: costs[name] for name in names if name != first and costs.get(name, 0.0) >= LIMIT_SECONDS}
+
+
+def renewed(table: Mapping[str, Costs], costs: Costs, root: Path) -> dict[str, Costs]:
+    """Return the table with these costs in place of those of the same files, and without files that are gone."""
+    files: defaultdict[str, float] = defaultdict(float)
+    for name, cost in costs.items():
+        files[name.partition("::")[0]] += cost
+    found = {}
+    for part, measured in (("files", files), ("tests", costs)):
+        kept = {name: cost for name, cost in table[part].items() if name.partition("::")[0] not in files}
+        kept = {name: cost for name, cost in kept.items() if (root / name.partition("::")[0]).exists()}
+        kept |= {name: round(cost, 1) for name, cost in measured.items() if cost >= SLOW_SECONDS}
+        found[part] = dict(sorted(kept.items()))
+    return found
 
 
 def _fails(config: pytest.Config, cost: float) -> bool:
     # With frameworks installed, whichever test is the first to need one pays for its import.
     return config.option.markexpr == "not slow" and cost > DRIFT * LIMIT_SECONDS
-
-
-def _write(costs: dict[str, float], root: Path) -> None:
-    files: defaultdict[str, float] = defaultdict(float)
-    for name, cost in costs.items():
-        files[name.partition("::")[0]] += cost
-    table = _table()
-    known = {name.partition("::")[0] for part in table.values() for name in part}
-    others = {name for name in known if name not in files and (root / name).exists()}
-    for part, measured in (("files", files), ("tests", costs)):
-        kept = {name: cost for name, cost in table[part].items() if name.partition("::")[0] in others}
-        kept |= {name: round(cost, 1) for name, cost in measured.items() if cost >= SLOW_SECONDS}
-        table[part] = dict(sorted(kept.items()))
-    TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _table() -> dict[str, dict[str, float]]:
-    table: dict[str, dict[str, float]] = {"files": {}, "tests": {}}
-    if TABLE.exists():
-        table.update(json.loads(TABLE.read_text(encoding="utf-8")))
-    return table
-
-
-def _passed() -> frozenset[str]:
-    path = Path(os.environ.get(PASSED, ""))
-    return frozenset(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else frozenset()
 
 
 def _spent() -> float:
