@@ -1,24 +1,20 @@
 """Make mutants of a module, each with one small change of its Python or of its SQL; and the controls."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.support.reports import ROOT
 
 OUTBOX: Final = Path("outbox/letopis/outbox")
 STORE: Final = Path("store/letopis/store")
-ROOMS: Final = {
-    **{name: OUTBOX / name for name in ("event_log", "relay", "retry", "pending_reads")},
-    **{name: STORE / name for name in ("write", "rules")},
+ROOMS: Final = {name: OUTBOX / name for name in ("event_log", "relay", "retry", "pending_reads")} | {
+    name: STORE / name for name in ("write", "rules")
 }
 """The rooms whose modules are mutated."""
 PLANTED: Final = (
@@ -35,14 +31,11 @@ _PAIRS: Final = (
     *((ast.Is, "is", ast.IsNot, "is not"), (ast.In, "in", ast.NotIn, "not in")),
     *((ast.And, "and", ast.Or, "or"), (ast.Add, "+", ast.Sub, "-")),
 )
-_PYTHON_WORDS: Final = {
-    kind: words for one, old, other, new in _PAIRS for kind, words in ((one, (old, new)), (other, (new, old)))
+_PYTHON_WORDS: Final = {one: (old, new) for one, old, _, new in _PAIRS} | {
+    other: (new, old) for _, old, other, new in _PAIRS
 }
-_OTHER_CALL: Final = {
-    old: new
-    for pair in (("min", "max"), ("any", "all"), ("is_", "is_not"), ("and_", "or_"))
-    for old, new in (pair, pair[::-1])
-}
+_CALLS: Final = {"min": "max", "any": "all", "is_": "is_not", "and_": "or_"}
+_OTHER_CALL: Final = _CALLS | {new: old for old, new in _CALLS.items()}
 _TERM: Final = r"[^()\"']+?"
 _SQL: Final = (
     (r"<=", "<"),
@@ -69,38 +62,35 @@ _NEUTRAL: Final = ("compare", "nullable", "repr")  # arguments that no write and
 _LARGEST: Final = 50  # what is larger is a size, a time or a factor: nobody notices one more
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mutant:
+class Mutant(NamedTuple):
     """One small change of a module, at offsets in characters, and the first and last line of its statement."""
 
     path: str
+    text: str
     start: int
     end: int
     new: str
     lines: tuple[int, int]
 
-    def source(self, text: str) -> str:
-        return text[: self.start] + self.new + text[self.end :]
+    @property
+    def source(self) -> str:
+        return self.text[: self.start] + self.new + self.text[self.end :]
 
-    def diff(self, text: str) -> str:
-        """Return the lines that change, without their indentation."""
-        old, new = text.splitlines(), self.source(text).splitlines()
-        changed = difflib.unified_diff(old, new, n=0, lineterm="")
+    @property
+    def diff(self) -> str:
+        """The lines that change, without their indentation."""
+        changed = difflib.unified_diff(self.text.splitlines(), self.source.splitlines(), n=0, lineterm="")
         return "\n".join(f"{line[0]} {line[1:].strip()}" for line in list(changed)[3:])
 
-    def line(self, text: str) -> int:
-        return text.count("\n", 0, self.start) + 1
+    @property
+    def line(self) -> int:
+        return self.text.count("\n", 0, self.start) + 1
 
 
-def mutants_of(path: str, text: str) -> list[Mutant]:
+def mutants_of(path: Path | str, text: str | None = None) -> list[Mutant]:
     """Return all mutants of a module, in the order of their places."""
-    found = {(one.start, one.end, one.new): one for one in _Finder(path, text).all()}
-    return [found[key] for key in sorted(found)]
-
-
-def mutants_of_room(name: str) -> list[Mutant]:
-    paths = sorted((ROOT / ROOMS[name]).rglob("*.py"))
-    return [one for path in paths for one in mutants_of(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))]
+    text = (ROOT / path).read_text(encoding="utf-8") if text is None else text
+    return sorted(set(_Finder(text).mutants(str(path))))
 
 
 def planted() -> list[Mutant]:
@@ -115,7 +105,7 @@ def planted() -> list[Mutant]:
             raise ValueError(f"{path} has {text.count(old)} places for the control {old!r}")
         start = text.index(old)
         line = text.count("\n", 0, start) + 1
-        found.append(Mutant(path=str(path), start=start, end=start + len(old), new=new, lines=(line, line)))
+        found.append(Mutant(str(path), text, start, start + len(old), new, (line, line)))
     return found
 
 
@@ -128,23 +118,20 @@ def sample(rooms: Mapping[str, Sequence[Mutant]], count: int, seed: int) -> list
 
 
 class _Finder:
-    def __init__(self, path: str, text: str) -> None:
-        self._path, self._text = path, text
-        self._tree = ast.parse(text)
-        self._starts = [0]
-        for line in text.splitlines(keepends=True):
-            self._starts.append(self._starts[-1] + len(line))
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._starts = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
 
-    def all(self) -> Iterator[Mutant]:
-        yield from self._visit(self._tree, (1, 1))
+    def mutants(self, path: str) -> Iterator[Mutant]:
+        for lines, (start, end, new) in self._visit(ast.parse(self._text), (1, 1)):
+            yield Mutant(path, self._text, start, end, new, lines)
 
-    def _visit(self, node: ast.AST, lines: tuple[int, int]) -> Iterator[Mutant]:
+    def _visit(self, node: ast.AST, lines: tuple[int, int]) -> Iterator[tuple[tuple[int, int], tuple[int, int, str]]]:
         if isinstance(node, ast.stmt | ast.excepthandler):
             body = getattr(node, "body", None)
             last = body[0].lineno - 1 if isinstance(body, list) and body else (node.end_lineno or node.lineno)
             lines = node.lineno, max(last, node.lineno)
-        for start, end, new in self._changes(node):
-            yield Mutant(path=self._path, start=start, end=end, new=new, lines=lines)
+        yield from ((lines, change) for change in self._changes(node))
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list") or isinstance(node, ast.Raise):
                 continue  # what an error says is read by people
@@ -161,12 +148,10 @@ class _Finder:
                 for before, after in pairwise(values):
                     yield from self._between(before, after, operator)
             case ast.BinOp(left=left, op=ast.Add() | ast.Sub() as operator, right=right):
-                if not any(
-                    isinstance(one, ast.JoinedStr | ast.List | ast.Tuple) or _is_text(one) for one in (left, right)
-                ):
+                if not any(_is_text(one) or isinstance(one, ast.List | ast.Tuple) for one in (left, right)):
                     yield from self._between(left, right, operator)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                yield self._start(node), self._start(operand), ""
+                yield self._span(node)[0], self._span(operand)[0], ""
             case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
                 yield from (
                     (*self._span(test), word) for word in ("True", "False") if not isinstance(test, ast.Constant)
@@ -184,12 +169,12 @@ class _Finder:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name) as called) if name in _OTHER_CALL:
                 end = self._span(called)[1]
                 yield end - len(name), end, _OTHER_CALL[name]
-            case ast.Constant(value=str()) | ast.JoinedStr():
+            case ast.expr() if _is_text(node):
                 yield from self._sql(*self._span(node))
 
     def _between(self, before: ast.expr, after: ast.expr, operator: ast.AST) -> Iterator[tuple[int, int, str]]:
         old, new = _PYTHON_WORDS[type(operator)]
-        start, end = self._span(before)[1], self._start(after)
+        start, end = self._span(before)[1], self._span(after)[0]
         pattern = rf"\b{old.replace(' ', chr(92) + 's+')}\b" if old[0].isalpha() else re.escape(old)
         for found in re.finditer(pattern, self._text[start:end]):
             yield start + found.start(), start + found.end(), new
@@ -200,9 +185,6 @@ class _Finder:
             for pattern, new in _SQL:
                 for found in re.finditer(pattern, text):
                     yield start + found.start(), start + found.end(), new
-
-    def _start(self, node: ast.expr) -> int:
-        return self._span(node)[0]
 
     def _span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         return self._at(node.lineno, node.col_offset), self._at(node.end_lineno or 0, node.end_col_offset or 0)
@@ -221,5 +203,5 @@ def _is_for_readers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))

@@ -26,24 +26,9 @@ from tests.support.forking import in_fork
 from tests.support.reports import ROOT
 
 NEAR: Final = (
-    *("unit/outbox/event_log", "unit/outbox/relay", "unit/outbox/retry", "unit/outbox/pending_reads"),
-    *(
-        "unit/outbox/daemon",
-        "unit/outbox/history",
-        "unit/outbox/operations",
-        "unit/store/rules",
-        "unit/store/model",
-        "unit/store/write",
-    ),
-    *("unit/store/maintenance", "conformance/test_apply.py", "conformance/test_chosen_reads.py"),
-    *("conformance/test_erasure.py", "conformance/test_erasure_register.py", "conformance/test_forks.py"),
-    *("conformance/test_large_content.py", "conformance/test_owner_erasure.py", "conformance/test_published.py"),
-    *("conformance/test_put_back.py", "conformance/test_rebuild.py", "conformance/test_record_lanes.py"),
-    *("conformance/test_record_transfer.py", "conformance/test_records.py", "conformance/test_replace.py"),
-    *("conformance/test_retention.py", "conformance/test_trims.py"),
-    *("conformance/test_shared_conversations.py", "conformance/test_statistics.py", "conformance/test_tasks.py"),
-    *("conformance/test_two_writers.py", "integration/test_record_delivery.py", "integration/test_reconcile.py"),
-    *("integration/test_relay_stores.py", "integration/test_wrong_store.py"),
+    *("tests/unit/outbox", "tests/unit/store", "tests/conformance", "tests/integration/test_record_delivery.py"),
+    *("tests/integration/test_reconcile.py", "tests/integration/test_relay_stores.py"),
+    "tests/integration/test_wrong_store.py",
 )
 """Where tests that are near a room may be."""
 MAX_FILES: Final = 16  # the nearest test files of a module; each covers lines that those before it cover least
@@ -147,25 +132,23 @@ def measure(tests: Sequence[str]) -> dict[str, Any]:
 
 def judge(mutant: Mutant, tests: Sequence[str]) -> dict[str, Any]:
     """Return what became of a mutant: ``by`` is the first test that failed, in this order; ``None`` if all passed."""
-    text = (ROOT / mutant.path).read_text(encoding="utf-8")
     started = time.monotonic()
-    task = partial(_try, mutant, text, tests)
-    answer = in_fork(task, cpu_seconds=_CPU_SECONDS) if tests else {"failed": [], "ran": 0}
+    answer = in_fork(partial(_try, mutant, tests), cpu_seconds=_CPU_SECONDS) if tests else {"failed": [], "ran": 0}
     return {
         "path": mutant.path,
-        "line": mutant.line(text),
-        "diff": mutant.diff(text),
+        "line": mutant.line,
+        "diff": mutant.diff,
         "by": "hangs" if answer is None else next(iter(answer["failed"]), None),
         "tests": 0 if answer is None else answer["ran"],
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
-def _try(mutant: Mutant, text: str, tests: Sequence[str], folder: Path) -> dict[str, Any]:
+def _try(mutant: Mutant, tests: Sequence[str], folder: Path) -> dict[str, Any]:
     name = ".".join(Path(mutant.path).with_suffix("").parts[1:])
     if name in sys.modules:
         raise RuntimeError(f"{name} was imported before the fork")
-    plant(ROOT / mutant.path, mutant.source(text))
+    plant(ROOT / mutant.path, mutant.source)
     try:
         import_module(name)
     except Exception as error:
@@ -232,8 +215,7 @@ def _reaching(mutant: Mutant, lines: Mapping[str, Mapping[str, Sequence[str]]]) 
     """Return, by module, the tests that run a statement or, if it names a value used elsewhere, those that use it."""
     first, last = mutant.lines
     own = lines.get(mutant.path, {})
-    text = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()
-    named = re.match(r"(?P<indent> *)(?P<name>(self\.)?\w+)(: [\w\[\], |.]+)? = ", text[first - 1])
+    named = re.match(r"(?P<indent> *)(?P<name>(self\.)?\w+)(: [\w\[\], |.]+)? = ", mutant.text.splitlines()[first - 1])
     if named and (named["name"].startswith("self.") or not named["indent"]):
         word = re.compile(rf"\b{named['name'].removeprefix('self.')}\b")
         using = defaultdict[str, set[str]](set)

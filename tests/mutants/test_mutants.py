@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.mutants.__main__ import BEGIN, END, equivalents, published, score
 from tests.mutants.mutations import Mutant, mutants_of, planted, sample
-from tests.mutants.page import BEGIN, END, equivalents, first_look, published, score, summary
 from tests.mutants.running import choose, nearest
 from tests.support.reports import ROOT
 
@@ -25,7 +25,7 @@ PAGE = f"# Proof\n\nBy hand.\n\n{BEGIN}\n{END}\n\nNot covered: much.\n"
 
 
 def test_mutants_change_python_and_sql_but_nothing_for_readers_and_no_sizes() -> None:
-    changes = {tuple(line[2:] for line in one.diff(MODULE).splitlines()) for one in mutants_of("m.py", MODULE)}
+    changes = {tuple(line[2:] for line in one.diff.splitlines()) for one in mutants_of("m.py", MODULE)}
 
     sql, condition = '_SQL = "SELECT a FROM t WHERE b > 2 AND c IS NULL"', "if a < 2 and not a:"
     assert changes == {
@@ -49,7 +49,7 @@ def test_mutants_change_python_and_sql_but_nothing_for_readers_and_no_sizes() ->
 
 def test_a_sample_takes_from_each_room_alike_and_begins_with_a_smaller_one() -> None:
     rooms = {
-        name: [Mutant(path=name, start=place, end=place, new="", lines=(1, 1)) for place in range(size)]
+        name: [Mutant(name, "", place, place, "", (1, 1)) for place in range(size)]
         for name, size in (("large", 90), ("small", 3), ("other", 50))
     }
     drawn = sample(rooms, 30, 7)
@@ -92,48 +92,31 @@ def test_a_value_is_shown_first_to_the_unit_tests_of_the_modules_that_use_it() -
 def test_controls_and_equivalents_have_their_places_in_the_code() -> None:
     assert len({one.path for one in planted()}) == 6
     for path, diff in equivalents():
-        text = (ROOT / path).read_text(encoding="utf-8")
         line = diff.partition("\n")[0].removeprefix("- ")
-        there = [number for number, words in enumerate(text.splitlines(), 1) if words.strip() == line]
-        assert diff in {one.diff(text) for one in mutants_of(path, text) if one.line(text) in there}, path
+        assert diff in {one.diff for one in mutants_of(path) if line in one.text.splitlines()[one.line - 1]}, path
 
 
-def report(*mutants: dict[str, Any], control: str | None = "test") -> dict[str, Any]:
+def report(*caught: str | None, control: str | None = "test", commit: str = "abc") -> dict[str, Any]:
+    mutant = {"path": "outbox/letopis/outbox/retry/a.py", "line": 7, "diff": "- a | b\n+ a", "tests": 1}
     return {
         "date": "2026-11-29",
-        "commit": "abc",
+        "commit": commit,
         "seed": 7,
         "machine": {"processors": 2, "versions": {"SQLite": "3"}},
         "controls": [{"by": control}],
-        "parts": [{"room": "retry", "possible": 190, "mutants": list(mutants)}],
+        "parts": [{"room": "retry", "possible": 190, "mutants": [{**mutant, "by": by} for by in caught]}],
     }
 
 
-def verdict(by: str | None) -> dict[str, Any]:
-    return {"path": "outbox/letopis/outbox/retry/a.py", "line": 7, "diff": "- a | b\n+ a", "by": by, "tests": 1}
-
-
 def test_the_page_takes_a_run_and_keeps_what_is_written_by_hand() -> None:
-    run = report(verdict("test"), verdict("test"), verdict(None))
+    run = report("test", "test", None)
     text = published(run, published(report(), PAGE))
 
     assert "| retry | 190 | 3 | 0 | 2 | 1 | 67 % |" in text and "| all | 190 | 3 | 0 | 2 | 1 | 67 % |" in text
     assert "| `outbox/retry/a.py:7` | `a \\| b` → `a` |" in text
-    assert (
-        text.startswith("# Proof\n\nBy hand.") and text.endswith("Not covered: much.\n") and text.count("| all |") == 1
-    )
-    again = run | {"first": first_look(report(verdict("test"), verdict(None)))}
-    assert " First look at 2 mutants at commit abc: 1 survived, 50 % were caught; " in published(again, PAGE)
-    assert score(run) == pytest.approx(2 / 3) and "survived: outbox/letopis/outbox/retry/a.py:7" in summary(run)
-    with pytest.raises(ValueError, match="has no lines"):
-        published(run, "# A page without a place")
-
-
-@pytest.mark.parametrize(
-    ("run", "reason"),
-    [(report(control=None), "control"), (report() | {"commit": "abc-dirty"}, "commit or stash")],
-    ids=["missed a control", "of uncommitted changes"],
-)
-def test_the_page_takes_no_run_that_proves_nothing(run: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        published(run, PAGE)
+    assert text.startswith("# Proof\n\nBy hand.") and text.endswith("Not covered: much.\n")
+    assert text.count("| all |") == 1
+    assert score(run["parts"][0]["mutants"]) == pytest.approx(2 / 3)
+    for bad, reason in ((report(control=None), "control"), (report(commit="abc-dirty"), "commit or stash")):
+        with pytest.raises(ValueError, match=reason):
+            published(bad, PAGE)
