@@ -54,7 +54,7 @@ class GaleraNode(OwnMariaDBServer):
     def state(self) -> str:
         """Return how many nodes it sees, and whether it takes statements, as in ``3,ON``."""
         with suppress(pymysql.Error):
-            return str(self._run(STATE)[0][0])
+            return str(self.rows(STATE)[0][0])
         return ""
 
     def _recovered(self) -> str:
@@ -91,7 +91,7 @@ class GaleraTrio(Cluster):
         return f"mysql://root@{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}/{database}"
 
     def writer(self) -> int:
-        return max(range(3), key=lambda number: int(self.nodes[number]._run(CONNECTED)[0][0]))
+        return max(range(3), key=lambda number: int(self.nodes[number].rows(CONNECTED)[0][0]))
 
     def settle(self) -> None:
         until(lambda: all(node.state() == "3,ON" for node in self.nodes), "three nodes in one cluster")

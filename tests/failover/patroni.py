@@ -113,7 +113,7 @@ class PatroniTrio(Cluster):
 
     def _whole(self) -> bool:
         with suppress(Exception):  # a node that is being started answers in many ways
-            return bool(self.nodes[self.writer()]._run("fetchval", STANDBYS) == "2 1")
+            return bool(self.nodes[self.writer()].rows(STANDBYS)[0][0] == "2 1")
         return False
 
     def pids(self, number: int) -> Sequence[int]:

@@ -18,8 +18,10 @@ def imports(constant: object) -> Iterator[tuple[str, str]]:
     if isinstance(constant, str):
         for module, names in IMPORT.findall(constant):
             yield from ((module, name.strip().split(" as ")[0]) for name in names.split(","))
-    elif isinstance(constant, CodeType | tuple):
-        yield from chain.from_iterable(map(imports, getattr(constant, "co_consts", constant)))
+    elif isinstance(constant, CodeType):
+        yield from imports(constant.co_consts)
+    elif isinstance(constant, tuple):
+        yield from chain.from_iterable(map(imports, constant))
 
 
 def exists(module: str, name: str) -> bool:

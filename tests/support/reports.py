@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.servers.mariadb import describe as describe_mariadb
-from tests.support.servers.postgresql import describe as describe_postgresql
+from tests.support.servers import MariaDBServer, PostgresServer
 
 ROOT: Final = Path(__file__).parent.parent.parent
 WRITTEN: Final = (
@@ -49,8 +48,8 @@ def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str]
     common = {
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
-        "PostgreSQL": describe_postgresql(),
-        "MariaDB": describe_mariadb(),
+        "PostgreSQL": PostgresServer.describe(),
+        "MariaDB": MariaDBServer.describe(),
     }
     return {
         "date": datetime.now(UTC).date().isoformat(),

@@ -8,29 +8,26 @@ import signal
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pymysql
 from sqlalchemy.engine import URL, make_url
 
-from tests.support.servers.base import Server, ServerUnavailable
-from tests.support.servers.processes import OwnServer, free_port
+from tests.support.servers.base import OwnServer, Server
+from tests.support.servers.processes import ServerUnavailable, free_port
 
 ENVIRONMENT: Final = "LETOPIS_TEST_MARIADB"
 LOCAL: Final = URL.create("mysql", username="root", host="127.0.0.1", port=3306, database="mysql")
-
-_SIGNALS: Final[Mapping[str, signal.Signals]] = {"fast": signal.SIGTERM, "kill": signal.SIGKILL}
 
 
 class MariaDBServer(Server):
     """A MariaDB that answers."""
 
     environment = ENVIRONMENT
+    local = LOCAL
     errors = (pymysql.Error,)
-
-    @staticmethod
-    def local() -> URL:
-        return LOCAL
+    ask_version = "SELECT VERSION()"
+    ask_databases = "SELECT schema_name FROM information_schema.schemata WHERE LOCATE(%s, schema_name) = 1"
 
     @staticmethod
     def program() -> str:
@@ -40,40 +37,28 @@ class MariaDBServer(Server):
     def own(cls, *, settings: Mapping[str, str] | None = None) -> OwnMariaDBServer:
         return OwnMariaDBServer(settings=settings)
 
-    def version(self) -> str:
-        return str(self._run("SELECT VERSION()")[0][0]).split("-", maxsplit=1)[0]
-
-    def execute(self, statement: str) -> None:
-        """Run one statement in the maintenance database, in autocommit."""
-        self._run(statement)
+    def rows(self, statement: str, *arguments: object) -> list[Any]:
+        with closing(connect(self._url, autocommit=True)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return list(cursor.fetchall())
 
     def terminate_connections(self, url: str) -> int:
-        """Cut every connection to the database of this URL, as an operator would; return how many were cut."""
-        rows = self._run("SELECT id FROM information_schema.processlist WHERE db = %s", make_url(url).database)
         cut = 0
-        for (connection_id,) in rows:
+        others = "SELECT id FROM information_schema.processlist WHERE db = %s"
+        for (connection_id,) in self.rows(others, make_url(url).database):
             # 1094: it ended on its own between the two statements.
             with suppress(pymysql.err.OperationalError):
-                self._run(f"KILL CONNECTION {int(connection_id)}")
+                self.rows(f"KILL CONNECTION {int(connection_id)}")
                 cut += 1
         return cut
 
-    def databases(self, start: str) -> list[str]:
-        names = "SELECT schema_name FROM information_schema.schemata WHERE LEFT(schema_name, CHAR_LENGTH(%s)) = %s"
-        return [self.database_url(name) for (name,) in self._run(names, start, start)]
-
     def _create_database(self, name: str) -> None:
-        self._run(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
+        self.rows(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
 
     def _drop_database(self, name: str) -> None:
         # An open transaction elsewhere would hold the metadata lock, and DROP would wait for it.
         self.terminate_connections(self.database_url(name))
-        self._run(f"DROP DATABASE IF EXISTS `{name}`")
-
-    def _run(self, statement: str, *arguments: object) -> list[Any]:
-        with closing(connect(self._url, autocommit=True)) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, arguments or None)
-            return list(cursor.fetchall())
+        self.rows(f"DROP DATABASE IF EXISTS `{name}`")
 
 
 def connect(url: URL, **options: Any) -> pymysql.Connection[Any]:
@@ -89,19 +74,16 @@ def connect(url: URL, **options: Any) -> pymysql.Connection[Any]:
     )
 
 
-describe = MariaDBServer.describe
-
-
 class OwnMariaDBServer(OwnServer, MariaDBServer):
     """A MariaDB of our own in a temporary folder, on a free port that stays the same over restarts."""
 
-    signals = _SIGNALS
+    signals: ClassVar = {"fast": signal.SIGTERM, "kill": signal.SIGKILL}
     prefix = "letopis-maria-"
     marker = "mysql"
     death_signal = "TERM"
 
     def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__(LOCAL.set(port=free_port()), settings=settings)
+        super().__init__(LOCAL.set(port=free_port()), settings)
         self._server, self._installer = find_programs()
         self._as_user = ["--user=root"] if os.name != "nt" and os.geteuid() == 0 else []
 
@@ -128,8 +110,7 @@ class OwnMariaDBServer(OwnServer, MariaDBServer):
 
 def find_programs() -> tuple[str, str]:
     folders = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/bin"))
-    server = shutil.which("mariadbd", path=folders)
-    installer = shutil.which("mariadb-install-db", path=folders)
+    server, installer = (shutil.which(name, path=folders) for name in ("mariadbd", "mariadb-install-db"))
     if server is None or installer is None:
         raise ServerUnavailable(
             "no MariaDB answers at 127.0.0.1:3306, and mariadbd was not found to start one:"

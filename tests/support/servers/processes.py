@@ -1,20 +1,18 @@
-"""Start a server process that dies with us, wait until it answers or has died, and restart one of our own."""
+"""Start a server process that dies with us, and wait until it answers or has died."""
 
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, Self
 
-from sqlalchemy.engine import URL
 
-from tests.support.servers.base import Server, ServerUnavailable
+class ServerUnavailable(Exception):
+    """No server answers and none can be started; the message says why."""
+
 
 # The kernel sends the parent-death signal when the *thread* that started the child ends, so every server is started
 # by this one thread, which lives as long as the process. A caller may then restart a server from a worker thread.
@@ -71,13 +69,11 @@ def wait_until_ready(
 ) -> None:
     """Return once `ready` is true; ServerUnavailable with the end of the log if it dies or takes `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while True:
-        if ready():
-            return
-        if process.poll() is not None:
-            raise ServerUnavailable(f"the server ended with code {process.returncode}:\n{tail(log)}")
-        if time.monotonic() > deadline:
-            raise ServerUnavailable(f"the server did not answer in {timeout:g} s:\n{tail(log)}")
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            how = f"did not answer in {timeout:g} s" if process.returncode is None else f"ended: {process.returncode}"
+            said = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else ["(no log)"]
+            raise ServerUnavailable("\n".join((f"the server {how}:", *said)))
         time.sleep(0.02)
 
 
@@ -89,91 +85,3 @@ def end(process: subprocess.Popen[bytes], how: signal.Signals, *, timeout: float
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(timeout)
-
-
-def tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"
-
-
-class OwnServer(Server):
-    """A server in a temporary folder, on a free port that stays the same over restarts."""
-
-    signals: ClassVar[Mapping[str, signal.Signals]]
-    at_close: ClassVar[str] = "kill"
-    prefix: ClassVar[str]
-    marker: ClassVar[str]
-    """What lies in the folder of a server that was initialised."""
-    death_signal: ClassVar[str]
-    """What it gets when we die."""
-    _user: str | None = None
-
-    def __init__(self, url: URL, *, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__(url)
-        self._settings = dict(settings or {})
-        self._folder: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise ServerUnavailable("the server was not started")
-        return self._process.pid
-
-    @property
-    def log(self) -> Path:
-        return self._root() / "log"
-
-    @property
-    def data(self) -> Path:
-        """The folder of its databases."""
-        return self._root() / "data"
-
-    def start(self) -> Self:
-        """Start the server and return when it answers; nothing if it runs."""
-        if self.running:
-            return self
-        if not (self.data / self.marker).exists():
-            prepared(self._installation(), user=self._user)
-        self._process = spawn(self._command(), log=self.log, death_signal=self.death_signal, user=self._user)
-        wait_until_ready(self._process, self.answers, log=self.log)
-        return self
-
-    @abstractmethod
-    def _installation(self) -> list[str]:
-        """Return the command that makes its files."""
-
-    @abstractmethod
-    def _command(self) -> list[str]:
-        """Return the command that is the server."""
-
-    def stop(self, mode: str = "fast") -> None:
-        """Stop the server: ``fast`` rolls back what is open, other modes are crashes; files are kept."""
-        if self._process is not None:
-            end(self._process, self.signals[mode])
-
-    def kill(self) -> None:
-        """Crash the server with SIGKILL; files are kept."""
-        self.stop("kill")
-
-    def restart(self, mode: str = "fast") -> None:
-        """Stop in this mode and start again on the same port and files."""
-        self.stop(mode)
-        self.start()
-
-    def close(self) -> None:
-        self.stop(self.at_close)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def _root(self) -> Path:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix=self.prefix))
-        return self._folder
