@@ -11,7 +11,7 @@ from letopis.outbox import History
 from letopis.store import ConversationGone, ConversationStore, EventIdReused, Message, Reuse, StoreUnavailable
 from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import count, deliver, lose_acknowledgements, path
-from tests.support.apart import open_apart
+from tests.support.outboxes import open_apart
 from tests.support.relays import sql
 from tests.support.sayings import Bots, all_pages, present
 

@@ -17,7 +17,7 @@ from letopis.outbox.operations.repair import NotRepairable, fix, pause, restore
 from letopis.outbox.relay.relay import Relay
 from letopis.store import Event, Message, MessageRedacted
 from letopis.store.model.event_types import ConversationDeleted, ConversationRenamed
-from tests.support.apart import open_apart
+from tests.support.outboxes import open_apart
 from tests.support.relays import deliver_all
 from tests.support.verdicts import assert_whole
 

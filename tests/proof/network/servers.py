@@ -23,7 +23,7 @@ from tests.proof.harness import Tally
 from tests.proof.network.bots import Bot, Watched, drain, talking
 from tests.proof.network.wards import WARDS, Ward
 from tests.proof.rows import Row
-from tests.support.open_incidents import open_incidents
+from tests.support.outboxes import open_incidents
 from tests.support.relays import comes_true, end_all
 
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tests.support.accepted import Accepted
+from tests.support.peers import Accepted
 
 _READY: Final = 0x5A  # Z
 _COMPLETE: Final = 0x43  # C

@@ -22,10 +22,8 @@ from google.genai import types
 from letopis import History, InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
 from letopis.adapters.google_adk import LetopisSessionService
 from letopis.adapters.google_adk.names import conversation_of, user_space
-from tests.support.apart import open_apart
-from tests.support.outages import locked_out
+from tests.support.outboxes import locked_out, open_apart, prune
 from tests.support.peers import refused_port
-from tests.support.pruning import prune
 from tests.support.relays import deliver_all
 from tests.support.sayings import all_pages, present
 

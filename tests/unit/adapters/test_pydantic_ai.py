@@ -39,10 +39,9 @@ from letopis.store import (
     ToolResult,
 )
 from letopis.store.model.large_content import MAX_STRING_BYTES
-from tests.support.apart import open_apart
 from tests.support.bots.pydantic_ai import THEN, grown, loaded, saved, turns
+from tests.support.outboxes import open_apart, prune
 from tests.support.peers import refused_port
-from tests.support.pruning import prune
 from tests.support.sayings import present
 
 CHAT = "chat-1"

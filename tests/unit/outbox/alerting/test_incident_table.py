@@ -24,7 +24,7 @@ from letopis.outbox.event_log import schema
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.identifiers import uuid7
-from tests.support.open_incidents import open_incidents
+from tests.support.outboxes import open_incidents
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)

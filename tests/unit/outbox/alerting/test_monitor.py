@@ -24,7 +24,7 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import OutboxUnavailable
 from letopis.testing import FaultyStore
-from tests.support.open_incidents import open_incidents
+from tests.support.outboxes import open_incidents
 from tests.support.relays import Hands, Lingering, end, say, sql
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

@@ -24,9 +24,8 @@ from letopis.outbox.event_log.statements import on_cursor
 from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.parts import Part
-from tests.support.platforms import posix_only
+from tests.support.platforms import open_descriptors, posix_only
 from tests.support.relays import sql
-from tests.support.resources import open_descriptors
 from tests.support.sayings import present
 
 T = TypeVar("T")

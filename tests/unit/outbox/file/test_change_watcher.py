@@ -13,9 +13,8 @@ import pytest
 from letopis.outbox.file.change_watcher import FileWatcher, Signal
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.pending_probe import UNKNOWN_PROGRESS
-from tests.support.platforms import posix_only
+from tests.support.platforms import own_threads, posix_only
 from tests.support.relays import say
-from tests.support.resources import own_threads
 
 
 @pytest.fixture

@@ -29,9 +29,8 @@ from letopis.outbox.history.transaction import transaction
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.database import open_files
 from letopis.store.model.codec import DEFAULT_LIMITS
-from tests.support.platforms import posix_only
+from tests.support.platforms import open_descriptors, posix_only
 from tests.support.relays import DOWN, sql
-from tests.support.resources import open_descriptors
 from tests.support.sqlite_rows import change, rows
 
 COUNT = "SELECT count(*) FROM letopis_outbox_events"

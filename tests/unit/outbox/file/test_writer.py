@@ -17,8 +17,8 @@ from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.file import committer, opening
 from letopis.outbox.file.committer import Committer
+from tests.support.platforms import open_descriptors
 from tests.support.relays import sql
-from tests.support.resources import open_descriptors
 from tests.unit.outbox.file.test_outbox_file import said, sqlite_fault
 
 IDS = "SELECT event_id FROM letopis_outbox_events"

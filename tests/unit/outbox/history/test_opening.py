@@ -21,7 +21,7 @@ from letopis.outbox.history.options import Options
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import InEventLoop
 from letopis.store import Closed, ConfigurationError, ConversationStore, InvalidInput, Message, OutboxUnavailable
-from tests.support.resources import open_descriptors, own_threads
+from tests.support.platforms import open_descriptors, own_threads
 
 T = TypeVar("T")
 SOON = 20.0

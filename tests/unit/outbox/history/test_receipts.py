@@ -15,8 +15,7 @@ from letopis.outbox.event_log.lanes import find_lane
 from letopis.outbox.operations.pending_events import list_pending
 from letopis.outbox.operations.repair import restore, skip
 from letopis.store import Closed, Message, Saved
-from tests.support.apart import open_apart
-from tests.support.pruning import prune
+from tests.support.outboxes import open_apart, prune
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import present
 

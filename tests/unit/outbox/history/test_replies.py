@@ -19,7 +19,7 @@ from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maint
 from letopis.outbox.event_log import drafts
 from letopis.store import ConversationDeleted, ConversationGone, Delivery, EventIdReused, InvalidInput, MessageSent
 from letopis.store.model.identifiers import uuid7
-from tests.support.apart import open_apart
+from tests.support.outboxes import open_apart
 from tests.support.pages import programs
 from tests.support.paths import ROOT
 from tests.support.relays import sql, until

@@ -16,7 +16,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.history._sending import LIVE_SENDING_SECONDS, MAX_CALLS, Resender
 from letopis.outbox.history.options import Options
 from letopis.store import Delivery, InvalidInput, MessageSent, OutboxUnavailable
-from tests.support.apart import open_apart
+from tests.support.outboxes import open_apart
 from tests.support.relays import Hands, until
 from tests.unit.outbox.history.test_replies import died, write
 

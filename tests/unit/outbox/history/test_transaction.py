@@ -20,7 +20,7 @@ from letopis import History, Message, Saved
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.file.change_watcher import FileWatcher
 from letopis.store import InvalidInput, MessageEdited, MessageSent, OutboxFull, OutboxUnavailable
-from tests.support.pruning import prune
+from tests.support.outboxes import prune
 from tests.support.relays import sql
 from tests.unit.outbox.file.test_writer import in_anyio, in_asyncio
 

@@ -28,8 +28,7 @@ from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
 from letopis.store import ABSENT, Closed, EventIdReused, InvalidInput, Message, Saved
-from tests.support.platforms import posix_only
-from tests.support.resources import open_descriptors, own_threads
+from tests.support.platforms import open_descriptors, own_threads, posix_only
 from tests.support.sayings import present
 
 POSIX = posix_only("Windows has no POSIX signals and no fork")
