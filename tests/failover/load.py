@@ -4,6 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import cycle
 from signal import Signals
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ from tests.proof.harness import Tally, migrated
 from tests.proof.network.bots import Bot, Watched, drain, strange, talking, total
 from tests.proof.options import Options
 from tests.proof.rows import Row
+from tests.support.relays import until
 from tests.support.servers import MariaDBServer, PostgresServer
 from tests.support.servers.replicas import signal_all
 
@@ -82,8 +84,7 @@ async def play(
 
 
 async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], database: str, where: str) -> Row:
-    loop, tally = asyncio.get_running_loop(), Tally()
-    failovers, resumptions = list[float](), list[float]()
+    tally, failovers, resumptions = Tally(), list[float](), list[float]()
     acknowledged = total(bots, lambda bot: len(bot.acks))
     for bot in bots:
         bot.talking = True
@@ -91,10 +92,10 @@ async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], dat
         for _ in range(times):
             await asyncio.sleep(LOAD_SECONDS)
             writer = await asyncio.to_thread(cluster.writer)
-            begun = loop.time()
+            begun = time.monotonic()
             await asyncio.to_thread(fault.do, writer)
             await _until_written(cluster, writer)
-            failovers.append(loop.time() - begun)
+            failovers.append(time.monotonic() - begun)
             resumptions.append(await until_delivered(bots))
             await asyncio.to_thread(fault.undo, writer)
             await asyncio.to_thread(cluster.settle)
@@ -113,34 +114,32 @@ async def _play(cluster: Cluster, fault: Fault, times: int, bots: list[Bot], dat
 async def _until_written(cluster: Cluster, writer: int) -> None:
     others = [node for number, node in enumerate(cluster.nodes) if number != writer]
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        while True:
-            for node in others:
-                try:
-                    return await asyncio.to_thread(node.execute, PROBE)
-                except REFUSALS:
-                    await asyncio.sleep(0.05)
+        for node in cycle(others):
+            try:
+                await asyncio.to_thread(node.execute, PROBE)
+            except REFUSALS:
+                await asyncio.sleep(0.05)
+            else:
+                return
 
 
 async def until_delivered(bots: Sequence[Bot]) -> float:
     """Return the seconds until each relay has delivered something."""
-    loop = asyncio.get_running_loop()
-    begun, before = loop.time(), [bot.relay.stats.delivered for bot in bots]
-    async with asyncio.timeout(TIMEOUT_SECONDS):
-        for bot, count in zip(bots, before, strict=True):
-            while bot.relay.stats.delivered == count:  # noqa: ASYNC110 - it is counted, not signalled
-                await asyncio.sleep(0.02)
-    return loop.time() - begun
+    begun, before = time.monotonic(), [bot.relay.stats.delivered for bot in bots]
+    for bot, count in zip(bots, before, strict=True):
+        await until(lambda bot=bot, count=count: bot.relay.stats.delivered > count, patience=TIMEOUT_SECONDS)  # type: ignore[misc]
+    return time.monotonic() - begun
 
 
 async def judge(bots: Sequence[Bot], url: str, *, drained: bool = True, patience: float = TIMEOUT_SECONDS) -> Verdict:
     """Stop all appends, wait until all is delivered, and examine the outboxes and the store until nothing is wrong."""
-    end = asyncio.get_running_loop().time() + patience
+    end = time.monotonic() + patience
     await drain(bots, patience=patience)
     acks = [ack for bot in bots for ack in bot.acks]
     while True:
         looks = check([bot.outbox.path for bot in bots], url, acknowledged=acks, drained=drained)
         verdict = await asyncio.to_thread(asyncio.run, looks)
-        if verdict.ok or asyncio.get_running_loop().time() > end:
+        if verdict.ok or time.monotonic() > end:
             return verdict
         await asyncio.sleep(0.5)  # a relay may not have noticed yet that the store was set back
 

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from letopis.outbox.relay.outcome import RelayStats
-from tests.failover import scenarios
+from tests.failover import __main__ as command
 from tests.failover.__main__ import BEGIN, PARTS, PUBLISHED
 from tests.proof.network.bots import Bot, strange
 from tests.proof.options import Options
@@ -22,7 +22,7 @@ from tests.proof.test_rows import report
 def test_a_machine_without_the_packages_skips_and_says_what_to_install(
     name: str, packages: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(scenarios, "FOLDERS", str(tmp_path))
+    monkeypatch.setattr(command, "FOLDERS", str(tmp_path))
 
     (row,) = PARTS[name](Options(short=True, seed=1, folder=tmp_path))
 
