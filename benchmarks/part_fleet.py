@@ -12,8 +12,16 @@ from benchmarks.figures import Figure
 from benchmarks.parts import Bench
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
-from tests.support.daemons import DaemonProcess, ask, letopis
-from tests.support.fleets import EVENTS_PER_FILE, ProcessFigures, cpu_share, figures_of, make_fleet
+from tests.support.daemons import (
+    EVENTS_PER_FILE,
+    DaemonProcess,
+    ProcessFigures,
+    ask,
+    cpu_share,
+    figures_of,
+    letopis,
+    make_fleet,
+)
 from tests.support.relays import say
 
 FILES: Final = 1_000

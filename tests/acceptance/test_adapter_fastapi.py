@@ -19,8 +19,8 @@ import httpx
 from letopis.store import ConversationStore
 from tests.support.daemons import DaemonProcess
 from tests.support.fake_openai import PIECE_SECONDS, FakeOpenAI, fake_openai, pieces_of
-from tests.support.gate import Gate
 from tests.support.paths import ROOT
+from tests.support.peers import Gate
 from tests.support.relays import until
 from tests.support.servers.processes import free_port
 from tests.support.servers.store_pool import migrate

@@ -21,8 +21,7 @@ from letopis.console.insight import Insight
 from letopis.console.pages import overview
 from letopis.outbox.daemon import http as daemon_http
 from letopis.store import Message
-from tests.support.console import READER, TOKEN, House, secret_of
-from tests.support.console_client import ACTIONS, PAGES, ask, open_raw, sign_in
+from tests.support.console import ACTIONS, PAGES, READER, TOKEN, House, ask, open_raw, secret_of, sign_in
 from tests.support.console_story import plant_blocked
 from tests.support.daemons import DaemonProcess
 from tests.support.fix_command import Done, append_to

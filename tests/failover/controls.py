@@ -15,12 +15,12 @@ from tests.proof.harness import Tally, migrated
 from tests.proof.network.bots import Watched, drain, talking, total
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.support.damage import drop_event_id_index
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.peers import Wire
 from tests.support.relays import until
 from tests.support.servers import ServerUnavailable
 from tests.support.servers.replicas import PostgresPair
+from tests.support.store_changes import drop_event_id_index
 
 RETAINED: Final = "a standby without the tail is promoted, the outboxes retain it"
 PRUNED: Final = "a standby without the tail is promoted, the outboxes have pruned it"

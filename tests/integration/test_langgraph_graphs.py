@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import START, StateGraph
 
 from letopis.adapters.langgraph import LetopisSaver
-from tests.support.langgraph_turns import config, put
+from tests.support.bots.langgraph import config, put
 
 AT: Any = {"configurable": {"thread_id": "chat-1"}}
 

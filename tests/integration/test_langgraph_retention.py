@@ -27,7 +27,7 @@ from langgraph.types import Command, interrupt
 
 from letopis.adapters.langgraph import LetopisSaver, pruning
 from tests.integration.test_langgraph_graphs import delta_state
-from tests.support.langgraph_turns import Salted, config, put, values_of
+from tests.support.bots.langgraph import Salted, config, put, values_of
 
 LAST_TWO = ContentRetention(checkpoints_last=2)
 LONG = "w" * 200

@@ -23,7 +23,7 @@ from langgraph.graph import START, StateGraph
 
 from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
 from letopis.adapters.langgraph.keys import VALUES
-from tests.support.langgraph_turns import Salted, checkpoint, config, put, values_of
+from tests.support.bots.langgraph import Salted, checkpoint, config, put, values_of
 from tests.support.sayings import present
 
 SAID = [{"role": "user", "content": f"{number}: " + "word " * 40} for number in range(80)]

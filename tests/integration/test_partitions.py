@@ -12,9 +12,9 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import metadata, owners
 from letopis.store.model.identifiers import partition_of
 from letopis.store.testing.outbox import Outbox
-from tests.support.hot_statements import OWNER, faults_of, hot_statements, noted
 from tests.support.native_partitions import DIVIDED, PARTITIONS, make_divided_store
 from tests.support.sayings import NewStore
+from tests.support.statements import OWNER, faults_of, hot_statements, noted
 
 DIVIDED_TABLES = {
     "postgresql": "SELECT relname FROM pg_class WHERE relkind = 'p'",

@@ -15,7 +15,7 @@ from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.pending_reads import store_gateway
 from letopis.store import ConversationStore, Timeouts, move
 from letopis.store.database.urls import normalise_url
-from tests.support.gate import Gate
+from tests.support.peers import Gate
 
 PATIENCE_SECONDS: Final = 60.0  # a busy machine takes a slow store for an unavailable one
 PROBE_PAUSES: Final = RetryPolicy(base=0.005, factor=2.0, cap=0.02, jitter="none")

@@ -8,7 +8,7 @@ import pytest
 from letopis.store import ConversationStore
 from letopis.store.database.dialects import PostgreSQL
 from letopis.store.database.schema import metadata
-from tests.support.hot_statements import DIVIDED, Statement, faults_of, hot_statements
+from tests.support.statements import DIVIDED, Statement, faults_of, hot_statements
 
 
 async def test_every_hot_statement_names_its_partition_and_no_state_of_the_server(tmp_path: Path) -> None:

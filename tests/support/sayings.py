@@ -1,16 +1,21 @@
 """Say things to history stores and outboxes, and look at what became of them."""
 
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History, Relay
+from letopis.outbox.diagnostics.integrity import find_problems as problems_of_file
 from letopis.store import ApplyResult, Body, ConversationStore, EncodedEvent, Event, FaultClass, Message, StoreFault
+from letopis.store.database.schema import metadata
 from letopis.store.maintenance.integrity import find_problems
 from letopis.store.testing.outbox import Outbox
+from tests.support.relays import until
 
 T = TypeVar("T")
 Item = TypeVar("Item", covariant=True)
@@ -118,3 +123,29 @@ async def catch_up_index(store: ConversationStore) -> None:
 async def differences(store: ConversationStore) -> set[str]:
     """Return in what any conversation's rows differ from its log; nothing is written."""
     return {one async for rebuilt in store.rebuild(check=True, every=True) for one in rebuilt.differences}
+
+
+async def dump(store: ConversationStore) -> str:
+    dialect = store._runtime.callers_engine.dialect.name
+    tables = [table for table in metadata.sorted_tables if table.info.get("not_on") != dialect]
+    return repr([await rows_of(store, sa.select(table)) for table in tables])
+
+
+def occurs(words: str, path: Path) -> bool:
+    """Search the files of an open database: in a process of its own, as closing a descriptor here drops its locks."""
+    files = [str(file) for file in path.parent.glob(f"{path.name}*")]
+    return subprocess.run(["grep", "-lF", words, *files], check=False, stdout=subprocess.PIPE).returncode == 0
+
+
+async def assert_nowhere(words: str, store: ConversationStore, *histories: History) -> None:
+    """Close the histories, and check that no file and no table has the words, and that all of them are sound."""
+    assert words not in await dump(store)
+    if store.url.get_backend_name() == "sqlite":
+        await until(lambda: not occurs(words, Path(str(store.url.database))))
+    for history in histories:
+        path = history.outbox.path
+        await until(lambda path=path: not occurs(words, path))  # type: ignore[misc]
+        await history.close()
+        assert not occurs(words, path)
+        assert list(problems_of_file(path)) == []
+    assert await problems(store) == []

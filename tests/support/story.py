@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from letopis.outbox import History
 from tests.support.child import command
-from tests.support.gate import Gate
 from tests.support.paths import ROOT
+from tests.support.peers import Gate
 
 Asks = Callable[[str], Awaitable[str]]
 Thinks = Callable[[str], Awaitable[None]]

@@ -6,6 +6,7 @@ The functions with strings and a pipe as arguments are started as processes.
 import asyncio
 import itertools
 import logging
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from letopis.outbox import History, Receipt, Relay
+from letopis.outbox import History, Receipt, Relay, UnsentReply
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -24,7 +25,7 @@ from letopis.store import ABSENT, ConversationStore, Message, MessageRedacted
 from tests.campaigns.record_invariants import MESSAGE_TAG, TURNS
 from tests.campaigns.states import Ack
 from tests.support.defects import plant, plant_weak_durability
-from tests.support.path_deeds import PathKeeper
+from tests.support.path_deeds import LARGE_BYTES, PathKeeper, RecordKeeper, record_ack
 from tests.support.promises import (
     BOOKS,
     ENTER,
@@ -36,7 +37,6 @@ from tests.support.promises import (
     acks_of,
     entry_of,
 )
-from tests.support.record_deeds import LARGE_BYTES, RecordKeeper, record_ack
 
 OUTBOX: Final = "bot.outbox.db"
 HISTORY: Final = "history.db"
@@ -381,3 +381,57 @@ async def deliver(outbox: Path, store: str, *, leave: bool = False, batch: int =
         working = Relay(file, history_store, batch=batch, chores=chores, random=random.Random(1))
         await (working.drain() if leave else working.run())
         await file.close()
+
+
+class FilePlatform:
+    """Accepts a reply by one write at the end of a file, which no kill of the writer takes back."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._path = path
+
+    def accept(self, key: str) -> int:
+        os.write(self._descriptor, f"{key}\n".encode())
+        return os.fstat(self._descriptor).st_size
+
+    @property
+    def accepted(self) -> list[str]:
+        return self._path.read_text().split()
+
+
+def sender_to(platform: FilePlatform, pause: Callable[[], Any]) -> Callable[[UnsentReply], Any]:
+    async def send(reply: UnsentReply) -> dict[str, int]:
+        await pause()
+        number = platform.accept(reply.idempotency_key)
+        await pause()
+        return {"file": number}
+
+    return send
+
+
+def answer(outbox: str, accepted: str, steps: Connection, *, seed: int, again: bool) -> None:
+    """Send replies without end: in ``live`` the bot itself, in ``left`` its history's sender. Report each step."""
+    chance = random.Random(seed)
+
+    async def pause() -> None:
+        steps.send(None)
+        await asyncio.sleep(chance.choice((0, 0.001, 0.004)))
+
+    async def live() -> None:
+        platform = FilePlatform(Path(accepted))
+        sender = sender_to(platform, pause) if again else None
+        async with History(Path(outbox), relay=False, sender=sender) as history:
+            for number in range(10**9):
+                for chat in ("live", "left"):
+                    async with history.reply(chat, owner="42", every=None) as reply:
+                        await reply.add(f"{seed} {number}")
+                    await pause()
+                    if chat == "live":
+                        position = platform.accept(str(reply.event_id))
+                        await pause()
+                        await reply.sent(platform_ids={"file": position})
+                    else:
+                        await reply.send()
+
+    logging.disable()
+    asyncio.run(live())

@@ -13,10 +13,9 @@ from uuid import UUID
 from tests.campaigns.invariants import Ack
 from tests.proof.clocks.bot import JUMPS, STUCK, WallClock, forget, library, live
 from tests.proof.harness import Experiment, Setting, Tally, migrated
-from tests.support.child import command
+from tests.support.child import LineProcess, command
 from tests.support.daemons import DaemonProcess
-from tests.support.gate import FileDoor, Gate, door_to
-from tests.support.line_process import LineProcess
+from tests.support.peers import FileDoor, Gate, door_to
 from tests.support.relays import comes_true
 from tests.support.sqlite_rows import rows
 from tests.support.store_changes import let_through, refuse, run_there

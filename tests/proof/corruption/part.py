@@ -28,7 +28,7 @@ from tests.proof.harness import Tally, streamed
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.support.daemons import letopis
-from tests.support.damage import leaf_pages, with_noise
+from tests.support.store_changes import leaf_pages, with_noise
 
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {

@@ -25,8 +25,8 @@ from tests.proof.harness import Tally, World
 from tests.support import victim
 from tests.support.child import start, start_piped
 from tests.support.defects import DUPLICATES_TAKEN, planted
+from tests.support.path_deeds import record_ack
 from tests.support.promises import MAKE_BOOKS, half_kept
-from tests.support.record_deeds import record_ack
 from tests.support.webhook import Site
 
 TIMEOUT_SECONDS: Final = 20.0

@@ -14,7 +14,7 @@ from tests.proof.harness import Tally, prove_table, streamed
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import KINDS, fresh
-from tests.support.damage import drop_event_id_index
+from tests.support.store_changes import drop_event_id_index
 from tests.support.webhook import serve
 
 TIMES: Final = 3

@@ -11,8 +11,8 @@ from letopis import History
 from tests.campaigns.victims import kill_after
 from tests.proof.crash.moments import context
 from tests.proof.harness import Experiment, Setting, Tally
-from tests.support.sending import FilePlatform, answer, sender_to
 from tests.support.sqlite_rows import rows
+from tests.support.victim import FilePlatform, answer, sender_to
 
 KILLS: Final = 300
 UNSENT: Final = "unsent"

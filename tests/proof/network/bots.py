@@ -21,9 +21,9 @@ from letopis.store import ApplyResult, LaneApplied, LaneBatch, Origin, StoreFaul
 from tests.campaigns.invariants import Ack, check
 from tests.proof.harness import Setting, Tally, migrated
 from tests.proof.network.storm import MARIADB, POSTGRESQL, REFUSED, Storm
-from tests.support.damage import drop_event_id_index
 from tests.support.promises import acks_of
 from tests.support.relays import end_all, figures
+from tests.support.store_changes import drop_event_id_index
 
 SHORT_TIMEOUTS: Final = Timeouts(connect=0.4, statement=0.3, lock=1.0)
 PROBES: Final = RetryPolicy(base=0.03, factor=2.0, cap=0.2, jitter="full", attempts=0)

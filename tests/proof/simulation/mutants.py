@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from tests.proof.simulation.plan import Profile
 from tests.support import defects
-from tests.support.damage import DROP_EVENT_ID_INDEX
 from tests.support.sqlite_rows import change
+from tests.support.store_changes import DROP_EVENT_ID_INDEX
 
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World

@@ -44,9 +44,8 @@ from tests.proof.simulation.rights import POLICY, Rights
 from tests.proof.simulation.subjects import Speaker
 from tests.proof.simulation.weather import BAD
 from tests.support.content_deeds import ContentKeeper, Gone
-from tests.support.path_deeds import Broken, PathKeeper
+from tests.support.path_deeds import Broken, PathKeeper, RecordKeeper
 from tests.support.promises import acks_of
-from tests.support.record_deeds import RecordKeeper
 
 REFUSED: Final = (OutboxUnavailable, OutboxFull, Closed)
 """What an append may end in while the outbox's own disk fails; it may have taken effect all the same."""

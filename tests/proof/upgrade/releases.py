@@ -22,8 +22,8 @@ from tests.campaigns.invariants import Ack
 from tests.proof import obeying
 from tests.proof.harness import DRAIN_SECONDS, Setting, Tally, World
 from tests.proof.upgrade.migrating import bring_to, fill, held, migrate
+from tests.support.child import LineProcess
 from tests.support.daemons import DaemonProcess
-from tests.support.line_process import LineProcess
 from tests.support.paths import ROOT
 from tests.support.sqlite_rows import rows
 

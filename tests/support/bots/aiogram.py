@@ -4,17 +4,38 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import aiogram
 import asyncpg
 from aiogram import Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
 from aiogram.types import Message
 
 from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.outbox import History
-from tests.support.aiogram_bots import bot_at, polling
-from tests.support.bot_api import bot_api, until
+from tests.support.bot_api import TOKEN, bot_api, until
 from tests.support.bots import CHAT, shown_by
 from tests.support.story import Bot, Thinks, answer_to
+
+
+def bot_at(url: str, **options: Any) -> aiogram.Bot:
+    session = AiohttpSession(api=TelegramAPIServer.from_base(url), timeout=10)
+    return aiogram.Bot(TOKEN, session=session, **options)
+
+
+@asynccontextmanager
+async def polling(dispatcher: Dispatcher, bot: aiogram.Bot, **options: Any) -> AsyncIterator[None]:
+    given = {"polling_timeout": 1, "handle_signals": False, **options}
+    task = asyncio.create_task(dispatcher.start_polling(bot, **given))
+    try:
+        yield
+    finally:
+        await asyncio.sleep(0)
+        if not task.done():
+            await dispatcher.stop_polling()
+        await task
 
 
 @asynccontextmanager

@@ -5,17 +5,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
 
 from sqlalchemy.engine import make_url
 from telegram import Update
 from telegram.ext import Application, ContextTypes, MessageHandler, PicklePersistence, filters
 
 from letopis.adapters.telegram import LetopisChats
+from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
 from letopis.outbox import History
-from tests.support.bot_api import bot_api
+from tests.support.bot_api import TOKEN, BotApi, bot_api
 from tests.support.bots import CHAT, shown_by
 from tests.support.story import Bot, Thinks, answer_to
-from tests.support.telegram_bots import on, polling
 
 Context = ContextTypes.DEFAULT_TYPE
 
@@ -69,3 +71,36 @@ async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
         async with polling(application):
             yield Bot(lambda question: shown_by(api, question), read)
     path.unlink(missing_ok=True)
+
+
+def on(builder: Any, api: BotApi | str) -> Any:
+    """Return a builder whose Telegram is the server of the tests."""
+    url = api if isinstance(api, str) else api.url
+    return builder.token(TOKEN).base_url(f"{url}/bot").get_updates_read_timeout(5).read_timeout(5)
+
+
+@asynccontextmanager
+async def polling(application: Any) -> AsyncIterator[None]:
+    async with application:
+        await application.start()
+        await application.updater.start_polling(timeout=1)
+        try:
+            yield
+        finally:
+            await application.updater.stop()
+            await application.stop()
+
+
+def answering(url: str, folder: str, recalls: bool) -> None:
+    """Be a bot's process: answer the last message of the context; know again what was sent before a crash, or not."""
+    if not recalls:
+        OutgoingRecorder._found_again = AsyncMock(return_value=None)  # type: ignore[method-assign]
+    chats = LetopisChats(Path(folder) / "bot.outbox.db", relay=False)
+
+    async def answer(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        found = await chats.chat(update).context(turns=50)
+        await update.effective_message.reply_text(f"answer to {found.messages[-1].text}")  # type: ignore[union-attr]
+
+    application = on(chats.builder(), url).persistence(chats.persistence()).concurrent_updates(8).build()
+    application.add_handler(MessageHandler(filters.TEXT, answer))
+    application.run_polling(timeout=1)

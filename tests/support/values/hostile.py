@@ -14,8 +14,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
-from tests.support.values.texts import TEXTS
-from tests.support.values.types import KEPT_JSON, KINDS_OF_NO_TEXT, MOMENTS, NO_OBJECTS, REFUSED_JSON, Level
+from tests.support.values.types import KEPT_JSON, KINDS_OF_NO_TEXT, MOMENTS, NO_OBJECTS, REFUSED_JSON, TEXTS, Level
 
 TWINS: Final = ("chat", "café", "Straße", "ﬁle", "Ёлка", "ΣΊΣΥΦΟΣ", "ｗｉｄｅ", "İstanbul", "한글", "Å")
 SQL: Final = (

@@ -11,8 +11,16 @@ from typing import Any, Final
 from uuid import UUID
 
 from letopis.store.model.parts import Data, File, Reasoning, Text, ToolCall, ToolResult
-from tests.support.values.texts import TEXTS
-from tests.support.values.types import KEPT_JSON, KINDS_OF_NO_TEXT, MOMENTS, NO_OBJECTS, REFUSED_JSON, Colour, Level
+from tests.support.values.types import (
+    KEPT_JSON,
+    KINDS_OF_NO_TEXT,
+    MOMENTS,
+    NO_OBJECTS,
+    REFUSED_JSON,
+    TEXTS,
+    Colour,
+    Level,
+)
 
 Place = str
 """One of those that `tests.proof.inputs.corpus.ATTEMPTS` tries."""

@@ -12,8 +12,8 @@ from letopis.outbox.operations.status import read_status
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.write.redaction import Eraser
-from tests.support.erased import occurs
 from tests.support.relays import sql, until
+from tests.support.sayings import occurs
 
 
 @pytest.fixture(autouse=True)
