@@ -1,23 +1,21 @@
 """Take the pictures of the console for the documentation: ``python -m tests.support.console_pictures [folder]``."""
 
 import asyncio
-import math
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import sqlalchemy as sa
-
 from letopis.outbox import History, RetryPolicy
-from letopis.store.database.engines import create_store_engine
 from tests.support.console import DESK, PHONE, House, Tab, chromium
-from tests.support.console_story import block, chat, eventful, refuse, until
+from tests.support.console_story import block, chat, eventful, refuse
 from tests.support.paths import ROOT
 from tests.support.servers import PostgresServer
 from tests.support.servers.store_pool import migrate
+from tests.support.store_changes import run_there
 
 FOLDER: Final = ROOT / "docs" / "_static" / "console"
 MAX_BYTES: Final = 200_000
@@ -50,33 +48,10 @@ async def fill(history: History) -> None:
 
 async def spread(store: str, history: History) -> None:
     """Have what was just written look as if it had come over the last hour, for the chart."""
-    now_us = round(datetime.now(UTC).timestamp() * 1_000_000)
-    engine = create_store_engine(store, pool_size=1)
-    async with engine.begin() as connection:
-        positions = (
-            await connection.execute(sa.text("SELECT position FROM letopis_events ORDER BY position"))
-        ).scalars()
-        moments = over_the_hour(list(positions), now_us)
-        await connection.execute(
-            sa.text("UPDATE letopis_events SET recorded_at = :moment WHERE position = :at"), moments
-        )
-    await engine.dispose()
-
-    def update(connection: sa.Connection) -> None:
-        found = connection.exec_driver_sql("SELECT position FROM letopis_outbox_events ORDER BY position").scalars()
-        connection.exec_driver_sql(
-            "UPDATE letopis_outbox_events SET appended_at = :moment WHERE position = :at",
-            over_the_hour(list(found), now_us),
-        )
-
-    await history.outbox.write(update)
-
-
-def over_the_hour(positions: list[int], now_us: int) -> list[dict[str, int]]:
-    """Return a moment for each position: in waves, as people write."""
-    shares = [position / max(positions) for position in positions]
-    past = [1 - share + (1 - math.sin(40 * share)) / 60 for share in shares]
-    return [{"at": at, "moment": now_us - round(3_600e6 * hours)} for at, hours in zip(positions, past, strict=True)]
+    earlier = "UPDATE {0} SET {1} = {1} - 3600000000 + position * 3600000000 / (SELECT max(position) FROM {0})"
+    await run_there(store, earlier.format("letopis_events", "recorded_at"))
+    outbox = earlier.format("letopis_outbox_events", "appended_at")
+    await history.outbox.write(lambda connection: connection.exec_driver_sql(outbox) and None)
 
 
 def main(folder: Path) -> None:
@@ -94,7 +69,8 @@ def main(folder: Path) -> None:
             house.run(refuse(store))
             house.run(block(house.history, ["chat-27-1", "chat-28-1"], owner="41"))
             state = house.application.state.console
-            house.run(until(lambda: _counted(state)))
+            while not house.run(state.figures.look()).done:
+                time.sleep(0.1)
             for look, options in LOOKS.items():
                 with Tab(browser, house, locale="en-GB", **options) as tab:
                     tab.sign_in()
@@ -102,19 +78,9 @@ def main(folder: Path) -> None:
                         tab.go(page)
                         if name == "conversation":
                             tab.page.evaluate("document.querySelector('.travel').scrollIntoView({block: 'end'})")
-                        _take(tab, folder / f"{name}-{look}.png")
-
-
-async def _counted(state: Any) -> bool:
-    return bool((await state.figures.look()).done)
-
-
-def _take(tab: Tab, path: Path) -> None:
-    tab.page.screenshot(path=str(path), animations="disabled")
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SystemExit(f"{path.name} has {size} bytes, and {MAX_BYTES} are the limit")
-    print(f"{path.name}: {size:,} bytes")
+                        picture = tab.page.screenshot(path=folder / f"{name}-{look}.png", animations="disabled")
+                        print(f"{name}-{look}.png: {len(picture):,} bytes")
+                        assert len(picture) <= MAX_BYTES
 
 
 if __name__ == "__main__":

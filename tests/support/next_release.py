@@ -5,8 +5,9 @@ Its code does not use what the revisions add, so that it is this release's in al
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -18,8 +19,15 @@ from tests.support.paths import ROOT
 
 NEXT: Final = f"{int(STORE.head) + 1:04}"
 _PACKAGES: Final = ("store", "outbox", "migrations")
-
-_HEADER: Final = '''"""Add what a second revision adds.
+_STORE: Final = (
+    ("letopis_conversations", "pinned", "SmallInteger", "0"),
+    ("letopis_messages", "note", "Text", None),
+    ("letopis_owners", "plan", "BigInteger", "7"),
+)
+_OUTBOX: Final = (("letopis_outbox_lanes", "pinned", "Integer", "0"),)
+# It expands as each later revision has to: columns with a default or none, a table, an index, and values for the rows
+# that are there; each step unless an upgrade that was interrupted has done it.
+_REVISION: Final = '''"""Add what a second revision adds.
 
 Revises: BEFORE
 """
@@ -33,35 +41,26 @@ revision = "NEXT"
 down_revision = "BEFORE"
 branch_labels = None
 depends_on = None
-'''
-
-# It expands as each later revision has to: columns with a default or none, a table, an index, and values for the rows
-# that are there; each step unless an upgrade that was interrupted has done it.
-_STORE: Final = (
-    _HEADER
-    + """
-COLUMNS = (
-    ("letopis_conversations", "pinned", sa.SmallInteger(), "0"),
-    ("letopis_messages", "note", sa.Text(), None),
-    ("letopis_owners", "plan", sa.BigInteger(), "7"),
-)
+COLUMNS = (ADDED)
+PINNED = COLUMNS[0][0]
 
 
 def upgrade() -> None:
     for table, column, kind, default in COLUMNS:
         if column not in columns_of(table):
-            op.add_column(table, sa.Column(column, kind, nullable=default is None, server_default=default))
-    op.create_index("ix_letopis_conversations_pinned", "letopis_conversations", ["pinned"], if_not_exists=True)
+            added = sa.Column(column, getattr(sa, kind)(), nullable=default is None, server_default=default)
+            op.add_column(table, added)
+    op.create_index(f"ix_{PINNED}_pinned", PINNED, ["pinned"], if_not_exists=True)
     op.create_table(
-        "letopis_labels",
+        "LABELS",
         sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("label", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_letopis_labels"),
+        sa.PrimaryKeyConstraint("id", name="pk_LABELS"),
         if_not_exists=True,
         mysql_engine="InnoDB",
         mariadb_engine="InnoDB",
     )
-    op.execute("INSERT INTO letopis_labels (id, label) SELECT 1, 'all' WHERE NOT EXISTS (SELECT 1 FROM letopis_labels)")
+    op.execute("INSERT INTO LABELS (id, label) SELECT 1, 'all' WHERE NOT EXISTS (SELECT 1 FROM LABELS)")
 
 
 def columns_of(table: str) -> set[str]:
@@ -71,32 +70,11 @@ def columns_of(table: str) -> set[str]:
 
 
 def downgrade() -> None:
-    op.drop_table("letopis_labels")
-    op.drop_index("ix_letopis_conversations_pinned", "letopis_conversations")
+    op.drop_table("LABELS")
+    op.drop_index(f"ix_{PINNED}_pinned", PINNED)
     for table, column, _, _ in reversed(COLUMNS):
         op.drop_column(table, column)
-"""
-)
-_OUTBOX: Final = (
-    _HEADER
-    + """
-STATEMENTS = (
-    "ALTER TABLE letopis_outbox_lanes ADD COLUMN pinned INTEGER DEFAULT '0' NOT NULL",
-    "CREATE TABLE letopis_outbox_labels (id INTEGER NOT NULL, label TEXT NOT NULL, PRIMARY KEY (id))",
-    "CREATE INDEX ix_letopis_outbox_labels_label ON letopis_outbox_labels (label)",
-)
-
-
-def upgrade() -> None:
-    for statement in STATEMENTS:
-        op.execute(statement)
-
-
-def downgrade() -> None:
-    op.drop_table("letopis_outbox_labels")
-    op.execute("ALTER TABLE letopis_outbox_lanes DROP COLUMN pinned")
-"""
-)
+'''
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +91,10 @@ def write_next_release(tree: Path) -> NextRelease:
     _replace(tree / "store/letopis/store/database/migrations.py", f'head="{STORE.head}"', f'head="{NEXT}"')
     _replace(tree / "outbox/letopis/outbox/file/inspection.py", f'head="{OUTBOX_MIGRATIONS.head}"', f'head="{NEXT}"')
     revisions = tree / "migrations/letopis/migrations"
-    for end, code, before in (("store", _STORE, STORE.head), ("outbox", _OUTBOX, OUTBOX_MIGRATIONS.head)):
+    for end, columns, before in (("store", _STORE, STORE.head), ("outbox", _OUTBOX, OUTBOX_MIGRATIONS.head)):
+        code = _REVISION.replace("NEXT", NEXT).replace("BEFORE", before).replace("(ADDED)", repr(columns))
         path = revisions / end / "versions" / f"{NEXT}_next.py"
-        path.write_text(code.replace("NEXT", NEXT).replace("BEFORE", before), encoding="utf-8")
+        path.write_text(code.replace("LABELS", _labels(columns)), encoding="utf-8")
     return NextRelease(
         tree=tree,
         roots=tuple(str(tree / package) for package in _PACKAGES),
@@ -129,40 +108,12 @@ def _replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def next_store_tables() -> sa.MetaData:
-    """Return the tables of the history store at the second revision."""
-    found = _copied(store_metadata)
-    conversations = found.tables["letopis_conversations"]
-    conversations.append_column(sa.Column("pinned", sa.SmallInteger, nullable=False, server_default="0"))
-    found.tables["letopis_messages"].append_column(sa.Column("note", sa.Text))
-    found.tables["letopis_owners"].append_column(sa.Column("plan", sa.BigInteger, nullable=False, server_default="7"))
-    sa.Index("ix_letopis_conversations_pinned", conversations.c.pinned)
-    sa.Table(
-        "letopis_labels",
-        found,
-        sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
-        sa.Column("label", sa.Text, nullable=False),
-    )
-    return found
+def _labels(columns: Any) -> str:
+    return "letopis_outbox_labels" if columns is _OUTBOX else "letopis_labels"
 
 
-def next_outbox_tables() -> sa.MetaData:
-    """Return the tables of the outbox file at the second revision."""
-    found = _copied(outbox_metadata)
-    found.tables["letopis_outbox_lanes"].append_column(
-        sa.Column("pinned", sa.Integer, nullable=False, server_default="0")
-    )
-    labels = sa.Table(
-        "letopis_outbox_labels",
-        found,
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("label", sa.Text, nullable=False),
-    )
-    sa.Index("ix_letopis_outbox_labels_label", labels.c.label)
-    return found
-
-
-def _copied(metadata: sa.MetaData) -> sa.MetaData:
+def _next_tables(metadata: sa.MetaData, columns: Any) -> sa.MetaData:
+    """Return the tables of an end at the second revision."""
     copy = sa.MetaData(naming_convention=metadata.naming_convention)
     for table in metadata.tables.values():
         copied = table.to_metadata(copy)
@@ -170,4 +121,15 @@ def _copied(metadata: sa.MetaData) -> sa.MetaData:
         information = {index.name: index.info for index in table.indexes}  # SQLAlchemy does not copy it
         for index in copied.indexes:
             index.info.update(information[index.name])
+    for name, column, kind, default in columns:
+        added = sa.Column(column, getattr(sa, kind), nullable=default is None, server_default=default)
+        copy.tables[name].append_column(added)
+    pinned = copy.tables[columns[0][0]]
+    sa.Index(f"ix_{pinned.name}_pinned", pinned.c.pinned)
+    key = sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False)
+    sa.Table(_labels(columns), copy, key, sa.Column("label", sa.Text, nullable=False))
     return copy
+
+
+next_store_tables: Final = partial(_next_tables, store_metadata, _STORE)
+next_outbox_tables: Final = partial(_next_tables, outbox_metadata, _OUTBOX)

@@ -9,9 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support.child import ran
 
@@ -20,17 +21,15 @@ _NAME = re.compile(r"`([\w.-]+\.py)`")
 TIMEOUT_SECONDS = 90
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """One fenced block of a page."""
+class Block(NamedTuple):
+    """One fenced block of a page, and the text before it."""
 
     language: str
     body: str
-    before: str = field(repr=False)
+    before: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(NamedTuple):
     """One command of a page: what it is said to print, and what it printed."""
 
     command: str
@@ -39,7 +38,6 @@ class Step:
 
     @property
     def holds(self) -> bool:
-        """True if the page shows what is printed."""
         return matches(self.expected, self.printed)
 
     def __str__(self) -> str:
@@ -50,7 +48,7 @@ def blocks(text: str) -> Iterator[Block]:
     """Return the fenced blocks of a page, in order."""
     end = 0
     for found in _FENCE.finditer(text):
-        yield Block(language=found["language"].strip(), body=found["body"], before=text[end : found.start()])
+        yield Block(found["language"].strip(), found["body"], text[end : found.start()])
         end = found.end()
 
 
@@ -90,31 +88,15 @@ def follow(page: Path, folder: Path) -> Iterator[Step]:
             (folder / name).write_text(block.body, encoding="utf-8")
         elif block.language == "console":
             for command, expected in commands(block.body):
-                yield Step(command=command, expected=expected, printed=typed(command, folder))
+                yield Step(command, expected, typed(command, folder))
 
 
 def typed(command: str, folder: Path) -> str:
     """Type a command in a folder, and return what it prints, to both outputs."""
-    environment = {
-        **os.environ,
-        "PYTHONUTF8": "1",
-        "PYTHONWARNINGS": "error",
-        "COLUMNS": "88",
-        "TZ": "UTC",
-        "PATH": f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run(
-        ["sh", "-c", command],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    return done.stdout
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONWARNINGS": "error", "COLUMNS": "88", "TZ": "UTC"}
+    environment["PATH"] = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"
+    words = ["sh", "-c", f"exec 2>&1; {command}"]
+    return ran(*words, cwd=folder, env=environment, encoding="utf-8", timeout=TIMEOUT_SECONDS).stdout
 
 
 def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -125,8 +107,6 @@ def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def main() -> int:
     """Print each step of the named pages, for their author. Return 1 if one does not hold."""
-    import tempfile
-
     bad = 0
     for page in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
