@@ -168,29 +168,17 @@ def imports_of(package: str) -> Iterator[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("package", ROOMS)
-def test_every_room_is_declared(package: str) -> None:
+def test_every_room_is_declared_and_imports_run_down(package: str) -> None:
     there = {room_of(name) for name in paths() if name.startswith(f"{package}.")}
-
     assert there == set(ROOMS[package]), "declare a new room in ROOMS, and take away the ones that are gone"
-    assert len(ROOMS[package]) == len(set(ROOMS[package]))
 
-
-@pytest.mark.parametrize("package", ROOMS)
-def test_imports_run_down_the_rooms(package: str) -> None:
-    door = len(ROOMS[package])
+    door, graph = len(ROOMS[package]), TopologicalSorter[str]()
     floor = {room: index + door * (room in ABOVE_THE_DOOR) for index, room in enumerate(ROOMS[package])} | {"": door}
-
     assert not [found for found in imports_of(package) if floor[room_of(found[1])] > floor[room_of(found[0])]]
-
-
-@pytest.mark.parametrize("package", ROOMS)
-def test_no_circle_inside_a_room(package: str) -> None:
-    """Imports at run time only: a type may be named in both directions."""
-    graph = TopologicalSorter[str]()
     for name, target, _ in imports_of(package):
         if room_of(name) == room_of(target) and target != name:
             graph.add(name, target)
-    graph.prepare()
+    graph.prepare()  # no circle inside a room, at run time: a type may be named in both directions
 
 
 @rule
