@@ -187,7 +187,6 @@ def mariadb_server() -> Iterator[MariaDBServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """The system's Chromium."""
     from tests.support.console import chromium
 
     with chromium() as running:
@@ -224,14 +223,12 @@ def postgresql_stores(postgresql_server: PostgresServer) -> Iterator[StorePool]:
 
 @pytest.fixture(scope="session")
 def mariadb_stores(mariadb_server: MariaDBServer) -> Iterator[StorePool]:
-    """Databases that hold a migrated, empty store."""
     with closing(MariaDBPool(mariadb_server)) as pool:
         yield pool
 
 
 @pytest.fixture(scope="session")
 def sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a migrated, empty store, to be copied."""
     path = tmp_path_factory.mktemp("model") / "store.db"
     in_own_loop(migrate(f"sqlite:///{path.as_posix()}"))
     return path
@@ -257,11 +254,9 @@ def empty_database_url(request: pytest.FixtureRequest, new_store_url: Callable[[
 
 @pytest.fixture
 def fresh_postgresql_url(new_store_url: Callable[[str], str]) -> str:
-    """The URL of a fresh, empty PostgreSQL database of this test alone."""
     return new_store_url("postgresql")
 
 
 @pytest.fixture
 def fresh_mariadb_url(new_store_url: Callable[[str], str]) -> str:
-    """The URL of a fresh, empty MariaDB database of this test alone."""
     return new_store_url("mariadb")

@@ -86,7 +86,6 @@ def galera(options: Options) -> Iterator[Row]:
 
 
 def missing(*programs: str) -> str:
-    """Return how to install the programs that are not there; nothing if all are."""
     packages = [PACKAGES.get(name, name) for name in programs if not shutil.which(name, path=FOLDERS, mode=0)]
     return f"apt-get install {' '.join(packages)}" if packages else ""
 

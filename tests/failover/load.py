@@ -124,7 +124,6 @@ async def _until_written(cluster: Cluster, writer: int) -> None:
 
 
 async def until_delivered(bots: Sequence[Bot]) -> float:
-    """Return the seconds until each relay has delivered something."""
     begun, before = time.monotonic(), [bot.relay.stats.delivered for bot in bots]
     for bot, count in zip(bots, before, strict=True):
         await until(lambda bot=bot, count=count: bot.relay.stats.delivered > count, patience=TIMEOUT_SECONDS)  # type: ignore[misc]

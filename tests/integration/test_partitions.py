@@ -14,7 +14,7 @@ from letopis.store.model.identifiers import partition_of
 from letopis.store.testing.outbox import Outbox
 from tests.support.native_partitions import DIVIDED, PARTITIONS, make_divided_store
 from tests.support.sayings import NewStore
-from tests.support.statements import OWNER, faults_of, hot_statements, noted
+from tests.support.statements import OWNER, faults_of, hot_statements, statements_of
 
 DIVIDED_TABLES = {
     "postgresql": "SELECT relname FROM pg_class WHERE relkind = 'p'",
@@ -90,7 +90,7 @@ async def test_a_scatter_is_seen(fresh_postgresql_url: str) -> None:
     """The control: the list of an owner reads each partition."""
     await make_divided_store(fresh_postgresql_url)
     async with ConversationStore.open(fresh_postgresql_url) as store:
-        with noted(store) as statements:
+        with statements_of(store) as statements:
             await store.conversations(owner=OWNER)
     async with connected(fresh_postgresql_url) as connection:
         (statement,) = [one for one in statements if "letopis_conversations" in one.text]

@@ -26,6 +26,9 @@ PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 BEGIN: Final = "<!-- mutants: made by `python -m tests.mutants --publish`, not by hand -->"
 END: Final = "<!-- end of mutants -->"
 EQUIVALENTS: Final = Path(__file__).with_name("equivalents.json")
+OUT: Final = ROOT / "build" / "mutants"
+JOBS: Final = 2  # mutants at a time
+SECONDS: Final = 3_600.0  # no mutant starts later than this
 LEAST: Final = 0.9  # the share of mutants that tests have to catch
 COLUMNS: Final = {
     "room": "---",
@@ -46,11 +49,11 @@ def score(verdicts: Sequence[Mapping[str, Any]]) -> float:
 
 
 def page(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines that the documentation has of a run."""
     known, run = equivalents(), [one for part in report["parts"] for one in part["mutants"]]
     missed = [one for one in run if not one["by"]]
     made = f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, on {made_on(report)}."
-    yield from (f"{made} All {len(report['controls'])} controls were caught.", "")
+    caught = sum(bool(one["by"]) for one in report["controls"])
+    yield from (f"{made} {caught} of {len(report['controls'])} controls were caught.", "")
     whole = {"room": "all", "possible": sum(part["possible"] for part in report["parts"]), "mutants": run}
     rows = []
     for part in (*report["parts"], whole):
@@ -90,11 +93,11 @@ def published(report: Mapping[str, Any], text: str) -> str:
     return "\n".join((f"{before}{BEGIN}\n", *page(report), f"{END}{rest.partition(END)[2]}"))
 
 
-def run(mutants: Iterable[Mutant], *, measured: Mapping[str, Any], jobs: int, seconds: float) -> list[dict[str, Any]]:
+def run(mutants: Iterable[Mutant], *, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Judge mutants until the time is over."""
-    end, verdicts = time.monotonic() + seconds, []
+    end, verdicts = time.monotonic() + SECONDS, []
     tasks = ((one, choose(one, measured)) for one in mutants if time.monotonic() < end)
-    for verdict in as_they_end(judge, tasks, jobs=jobs):
+    for verdict in as_they_end(judge, tasks, jobs=JOBS):
         caught, place = verdict["by"], f"{verdict['path']}:{verdict['line']}"
         told = f"caught by {caught}" if caught else f"SURVIVED {verdict['tests']} tests\n{verdict['diff']}"
         print(f"{verdict['seconds']:6.1f} s {place}: {told}", file=sys.stderr, flush=True)
@@ -108,16 +111,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=400, help="mutants, 400 by default; fewer are the first of them")
     parser.add_argument("--room", nargs="+", choices=ROOMS, default=list(ROOMS))
     parser.add_argument("--seed", type=int, default=20261129)
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time, 2 by default")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no mutant starts later than this")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", metavar="DIR")
     parser.add_argument("--publish", action="store_true", help=f"write the last run into {PUBLISHED.relative_to(ROOT)}")
     given = parser.parse_args()
     if given.publish:
-        report = json.loads((given.out / "mutants.json").read_text(encoding="utf-8"))
+        report = json.loads((OUT / "mutants.json").read_text(encoding="utf-8"))
         PUBLISHED.write_text(published(report, PUBLISHED.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
-    judged = partial(run, measured=measure(NEAR), jobs=given.jobs, seconds=given.minutes * 60)
+    judged = partial(run, measured=measure(NEAR))
     controls = judged(planted())
     found = {
         name: [one for path in sorted((ROOT / ROOMS[name]).rglob("*.py")) for one in mutants_of(path.relative_to(ROOT))]
@@ -133,7 +133,7 @@ def main() -> int:
         for name, mutants in found.items()
     ]
     report = report_of(parts, versions={}, controls=controls, seed=given.seed)
-    write(report, given.out, "mutants")
+    write(report, OUT, "mutants")
     print("\n".join(page(report)))
     return int(not all(one["by"] for one in controls) or score(verdicts) < LEAST)
 

@@ -88,7 +88,6 @@ class Mutant(NamedTuple):
 
 
 def mutants_of(path: Path | str, text: str | None = None) -> list[Mutant]:
-    """Return all mutants of a module, in the order of their places."""
     text = (ROOT / path).read_text(encoding="utf-8") if text is None else text
     return sorted(set(_Finder(text).mutants(str(path))))
 

@@ -25,10 +25,18 @@ from tests.mutants.mutations import ROOMS, Mutant
 from tests.support.forking import in_fork
 from tests.support.reports import ROOT
 
+_CONFORMANCE: Final = (
+    "apply chosen_reads erasure erasure_register forks large_content owner_erasure published put_back rebuild"
+    " record_lanes record_transfer records replace retention trims shared_conversations statistics tasks two_writers"
+)
 NEAR: Final = (
-    *("tests/unit/outbox", "tests/unit/store", "tests/conformance", "tests/integration/test_record_delivery.py"),
-    *("tests/integration/test_reconcile.py", "tests/integration/test_relay_stores.py"),
-    "tests/integration/test_wrong_store.py",
+    *(
+        f"tests/unit/outbox/{name}"
+        for name in ["event_log", "relay", "retry", "pending_reads", "daemon", "history", "operations"]
+    ),
+    *(f"tests/unit/store/{name}" for name in ["rules", "model", "write", "maintenance"]),
+    *(f"tests/conformance/test_{name}.py" for name in _CONFORMANCE.split()),
+    *(f"tests/integration/test_{name}.py" for name in ["record_delivery", "reconcile", "relay_stores", "wrong_store"]),
 )
 """Where tests that are near a room may be."""
 MAX_FILES: Final = 16  # the nearest test files of a module; each covers lines that those before it cover least

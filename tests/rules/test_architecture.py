@@ -120,7 +120,6 @@ def rule(keeps: Rule) -> Rule:
 
 @cache
 def paths() -> dict[str, Path]:
-    """Return all modules by name."""
     found = {}
     for folder in ("store", "outbox", "migrations"):
         for path in sorted((ROOT / folder).rglob("*.py")):

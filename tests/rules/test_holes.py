@@ -41,7 +41,6 @@ def is_test(path: str, name: str) -> bool:
 
 
 def rows(page: str) -> list[str]:
-    """Return the rows of the page's tables, without their heads."""
     return [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| What ")]
 
 

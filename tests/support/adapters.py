@@ -68,7 +68,8 @@ class Subject:
     """A framework's own backend, and Letopis in the place of it."""
 
     adapter: str
-    """Where it is: frameworks are imported when they are used, as one may be missing."""
+    backend: str
+    """Where they are: frameworks are imported when they are used, as one may be missing."""
     of_one = False
     """Whether the adapter is that of one conversation, whose name it takes first."""
     url: str
@@ -77,7 +78,8 @@ class Subject:
         self.folder = folder
 
     def theirs(self, name: str) -> Any:
-        raise NotImplementedError
+        with warnings.catch_warnings(action="ignore"):  # LangChain's is deprecated
+            return resolve_name(self.backend)()
 
     async def end(self, backend: Any) -> None:
         """End the framework's own backend."""
@@ -197,12 +199,11 @@ class GoogleADK(Subject):
 
 class AgentFramework(Subject):
     adapter = "agent_framework:LetopisHistoryProvider"
+    backend = "agent_framework:InMemoryHistoryProvider"
 
     def theirs(self, name: str) -> Any:
-        from agent_framework import InMemoryHistoryProvider
-
         self._state = dict[str, Any]()
-        return InMemoryHistoryProvider()
+        return super().theirs(name)
 
     def ours(self, history: History, name: str) -> Any:
         self._state = {}
@@ -221,11 +222,7 @@ class AgentFramework(Subject):
 
 class PydanticAI(Subject):
     adapter = "pydantic_ai:LetopisConversationStore"
-
-    def theirs(self, name: str) -> Any:
-        from pydantic_ai.conversation_store import InMemoryConversationStore
-
-        return InMemoryConversationStore()
+    backend = "pydantic_ai.conversation_store:InMemoryConversationStore"
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from pydantic_ai.conversation import Conversation
@@ -243,13 +240,8 @@ class PydanticAI(Subject):
 
 class LangChain(Subject):
     adapter = "langchain:LetopisChatMessageHistory"
+    backend = "langchain_core.chat_history:InMemoryChatMessageHistory"
     of_one = True
-
-    def theirs(self, name: str) -> Any:
-        from langchain_core.chat_history import InMemoryChatMessageHistory
-
-        with warnings.catch_warnings(action="ignore"):  # deprecated
-            return InMemoryChatMessageHistory()
 
     async def put(self, backend: Any, kind: Kind) -> None:
         from langchain_core.messages import ToolMessage
@@ -282,14 +274,11 @@ class LlamaIndex(Subject):
 
 
 class Haystack(Subject):
+    backend = "haystack_experimental.chat_message_stores.in_memory:InMemoryChatMessageStore"
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._opened: dict[str, BlockingHistory] = {}
-
-    def theirs(self, name: str) -> Any:
-        from haystack_experimental.chat_message_stores.in_memory import InMemoryChatMessageStore
-
-        return InMemoryChatMessageStore()
 
     def ours(self, history: History, name: str) -> Any:
         """Return an adapter on a blocking history of the same store, and deliver what an earlier one has."""

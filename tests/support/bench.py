@@ -35,11 +35,9 @@ class Bench:
         return int(make_url(self.url).port or 0)
 
     def either(self, postgresql: str, mariadb: str) -> str:
-        """The word for this kind of server."""
         return postgresql if self.postgresql else mariadb
 
     def changed(self, **fields: Any) -> str:
-        """The URL with other parts."""
         return make_url(self.url).set(**fields).render_as_string(hide_password=False)
 
     async def make_table(self) -> None:
@@ -62,12 +60,10 @@ class Bench:
             await engine.dispose()
 
     async def session(self, connection: Any) -> int:
-        """The number by which an operator kills this connection."""
         asks = self.either("SELECT pg_backend_pid()", "SELECT CONNECTION_ID()")
         return int((await connection.exec_driver_sql(asks)).scalar_one())
 
     async def kill(self, session: int) -> None:
-        """Cut the connection of this number."""
         await asyncio.to_thread(
             self.admin, self.either(f"SELECT pg_terminate_backend({session})", f"KILL CONNECTION {session}")
         )
@@ -75,7 +71,6 @@ class Bench:
 
 
 async def ask(url: str, statement: str = "SELECT 1", **options: Any) -> Any:
-    """Return the one value of a statement on a URL, over an engine of its own."""
     engine = create_store_engine(url, pool_size=1, **options)
     try:
         with translated():

@@ -78,7 +78,7 @@ class BotApi(FakePlatform):
             self._changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-        """Wait until a condition on this server is true. Not in an event loop: use ``asyncio.to_thread``."""
+        """Wait until a condition is true. Not in an event loop: use ``asyncio.to_thread``."""
         deadline = time.monotonic() + seconds
         while not condition():
             with self._changed:
@@ -88,7 +88,6 @@ class BotApi(FakePlatform):
     # The server's side.
 
     def close(self) -> None:
-        """Let those go that wait for updates."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

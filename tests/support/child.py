@@ -31,18 +31,15 @@ if TYPE_CHECKING:
 
 
 def ran(*words: object, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end."""
     return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=timeout, check=False, **options)
 
 
 def command(function: Callable[..., Any], *given: Any, **options: Any) -> list[str]:
-    """Return the words that call a function in a new process."""
     words = json.dumps([given, options], default=str)
     return [sys.executable, "-m", "tests.support.child", f"{function.__module__}:{function.__qualname__}", words]
 
 
 def call(function: Callable[..., Any], *given: Any, timeout: float, under: tuple[str, ...] = (), **options: Any) -> Any:
-    """Return what a function returns in a new process."""
     done = subprocess.run(
         [*under, *command(function, *given, **options)],
         stdin=subprocess.DEVNULL,
@@ -54,7 +51,6 @@ def call(function: Callable[..., Any], *given: Any, timeout: float, under: tuple
 
 
 def start(context: Context, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
-    """Start a process that calls a function, and that ends with this one."""
     process = context.Process(target=target, args=given, kwargs=named, daemon=True)
     process.start()
     return process
@@ -138,7 +134,6 @@ class LineProcess:
         self._process.send_signal(how)
 
     def kill(self) -> None:
-        """End all of it at once."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -41,7 +41,6 @@ RULES: Final = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-pr
 
 
 def secret_of(name: str) -> str:
-    """Return the secret of a user's token."""
     return f"a-secret-of-the-tests-for-{name}"
 
 
@@ -123,7 +122,6 @@ async def _awaited(work: Awaitable[T]) -> T:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Start the system's Chromium; skip the test where there is none."""
     executable = program("chromium", "chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the group pages")
     with sync_api.sync_playwright() as playwright:
@@ -189,7 +187,6 @@ class Tab:
         self.page.wait_for_selector("form[action$='session/end']")
 
     def click(self, selector: str) -> None:
-        """Click what leads to another page, and wait for that."""
         with self.page.expect_navigation():
             self.page.click(selector)
         self.note()

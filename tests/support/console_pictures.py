@@ -55,7 +55,6 @@ async def spread(store: str, history: History) -> None:
 
 
 def main(folder: Path) -> None:
-    """Take the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place, PostgresServer.find() as server, ExitStack() as stack:
         path, store = Path(place) / "bot.outbox.db", server.create_database("history")

@@ -1,9 +1,8 @@
 """Tell a history that has one of everything the console shows: for its tests and its pictures."""
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -12,6 +11,7 @@ from letopis.outbox import History
 from letopis.store import Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.model.parts import File, Reasoning, Text, ToolCall, ToolResult
+from tests.support.relays import until as until
 
 REFUSED: Final = "the word that the store refuses"
 HOSTILE: Final = (
@@ -47,7 +47,6 @@ REFUSE: Final = {
 
 
 async def refuse(store_url: str) -> None:
-    """Have a store refuse one text, as a rule of its own may."""
     engine = create_store_engine(store_url, pool_size=1)
     async with engine.begin() as connection:
         await connection.execute(sa.text(REFUSE[engine.dialect.name]))
@@ -127,7 +126,6 @@ async def block(history: History, names: Sequence[str], *, owner: str) -> None:
 
 
 async def is_blocked(history: History, name: str) -> bool:
-    """Return True if a conversation waits for an operator."""
     found = await Insight(history).stuck(limit=1_000, state="blocked")
     return any(one.conversation_id == name for one in found)
 
@@ -142,10 +140,3 @@ async def plant_blocked(history: History, count: int) -> None:
         " WHERE conversation_id LIKE 'many-%'"
     )
     await history.outbox.write(lambda connection: connection.exec_driver_sql(statement) and None)
-
-
-async def until(holds: Any, seconds: float = 20) -> None:
-    """Wait until a coroutine function returns True."""
-    async with asyncio.timeout(seconds):
-        while not await holds():  # noqa: ASYNC110 - it is read anew each time
-            await asyncio.sleep(0.05)

@@ -25,7 +25,6 @@ TIMEOUT_SECONDS = 60.0
 
 
 def until(true: Callable[[], Any], what: str, *, patience: float = TIMEOUT_SECONDS) -> None:
-    """Wait until ``true()`` says so."""
     deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, f"not in {patience:g} s: {what}"
@@ -114,7 +113,6 @@ class DaemonProcess:
         self._popen.send_signal(how)
 
     def end(self) -> None:
-        """Have it end in order."""
         self.signal(signal.SIGTERM)
         assert self.wait() == 0, self.lines
 
@@ -133,7 +131,6 @@ class DaemonProcess:
 
 
 def ask(port: int, path: str) -> tuple[int, str]:
-    """Return status and body of a request to this machine."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request("GET", path)
@@ -162,7 +159,7 @@ def _clean() -> dict[str, str]:
 EVENTS_PER_FILE = 13  # one that starts the conversation, and its messages
 
 
-async def make_fleet(folder: Path, files: int, *, messages: int = EVENTS_PER_FILE - 1) -> list[Path]:
+async def make_fleet(folder: Path, files: int) -> list[Path]:
     """Make outbox files, each with one conversation of its own with pending events; no process has them open."""
     template = folder / "template"
     await (await OutboxFile.open(template)).close()
@@ -177,7 +174,7 @@ async def make_fleet(folder: Path, files: int, *, messages: int = EVENTS_PER_FIL
             assign_new_identity(connection, path, now_us=outbox.now_us())  # type: ignore[arg-type]
 
         await outbox.write(renew)
-        await say(outbox, f"chat-{number:05}", messages)
+        await say(outbox, f"chat-{number:05}", EVENTS_PER_FILE - 1)
         await outbox.close()
         paths.append(path)
     template.unlink()
@@ -186,8 +183,6 @@ async def make_fleet(folder: Path, files: int, *, messages: int = EVENTS_PER_FIL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFigures:
-    """What Linux says of a process."""
-
     rss_mb: float
     threads: int
     descriptors: int

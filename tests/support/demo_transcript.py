@@ -38,7 +38,6 @@ def comparable(text: str) -> str:
 
 
 def transcript_of(page: Path) -> str:
-    """Return the transcript in a page, without the command."""
     found: str = _TRANSCRIPT.findall(page.read_text(encoding="utf-8"))[0]
     return found.removeprefix(f"{PROMPT}\n")
 

@@ -18,15 +18,12 @@ def pieces_of(question: str, count: int) -> list[str]:
 
 @dataclass
 class FakeOpenAI:
-    """What was asked, and where."""
-
     url: str = ""
     asked: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def fake_openai(count: int) -> Iterator[FakeOpenAI]:
-    """Answer in so many pieces for the time of the block."""
     fake = FakeOpenAI()
 
     class Answer(Quiet):

@@ -19,8 +19,6 @@ from letopis.store import Event, Message
 
 
 class Done(NamedTuple):
-    """How a command ended, and what it printed."""
-
     code: int
     out: str
     err: str
@@ -77,8 +75,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def letopis(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Done]:
-    """Return a function that runs the command in this process."""
-
     def call(*arguments: str) -> Done:
         code = run(cli, arguments)
         sys.stdout.flush()

@@ -83,7 +83,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take in what a worker of xdist has measured."""
     for kept, found in zip(node.config.stash[_costs], getattr(node, "workeroutput", {}).get("costs", ()), strict=False):
         kept.update(found)
 

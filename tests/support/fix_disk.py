@@ -27,7 +27,6 @@ def need(*tools: str) -> None:
 
 
 def strace() -> str | None:
-    """Return the path of strace, if it is there and may trace."""
     found = shutil.which("strace")
     if found is None:
         return None

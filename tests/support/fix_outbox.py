@@ -35,14 +35,12 @@ async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
 
 @pytest.fixture
 async def store(store_url: str) -> AsyncIterator[ConversationStore]:
-    """An empty store under test, of each kind."""
     async with ConversationStore.open(store_url) as opened:
         yield opened
 
 
 @pytest.fixture
 def hands() -> Hands:
-    """The clocks of a machine, moved by hand."""
     return Hands()
 
 

@@ -47,8 +47,6 @@ HARD: Final = "emoji 🧑‍🚀 \u202eright-to-left\u202c trailing space \t\n \
 
 
 class Counting(Projection):
-    """A catch-up projection that only has a checkpoint."""
-
     name = "counting"
     version = 2
 
@@ -109,12 +107,7 @@ async def dump(url: str) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
-async def all_rows(url: str) -> str:
-    return repr([await run_sql(url, sa.select(table)) for table in metadata.sorted_tables])
-
-
 async def states(url: str) -> set[int]:
-    """Return what the counters say of whether deliveries are taken."""
     return {row[0] for row in await run_sql(url, "SELECT closed FROM letopis_log_heads")}
 
 
@@ -125,7 +118,6 @@ async def identity(url: str) -> tuple[Any, ...]:
 
 
 async def sound(url: str) -> list[str]:
-    """What `letopis db verify` finds wrong."""
     return await problems_of_store(normalise_url(url))
 
 
@@ -211,7 +203,6 @@ class Writer:
 
 
 async def held(url: str, *names: str) -> dict[str, list[Any]]:
-    """The ids of the events that a store holds of conversations, in order."""
     async with ConversationStore.open(url, migrate=False) as store:
         return {name: [event.event_id for event in await store.events(name, limit=10_000)] for name in names}
 

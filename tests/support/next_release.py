@@ -113,7 +113,6 @@ def _labels(columns: Any) -> str:
 
 
 def _next_tables(metadata: sa.MetaData, columns: Any) -> sa.MetaData:
-    """Return the tables of an end at the second revision."""
     copy = sa.MetaData(naming_convention=metadata.naming_convention)
     for table in metadata.tables.values():
         copied = table.to_metadata(copy)

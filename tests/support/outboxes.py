@@ -30,7 +30,6 @@ async def prune(history: History, *, keep_last: int) -> None:
 
 
 def open_incidents(connection: sa.Connection) -> tuple[IncidentRecord, ...]:
-    """Return the incidents that are not over, the global ones first."""
     with closing(connection.connection.cursor()) as cursor:
         return open_incidents_of(cursor)
 
@@ -59,7 +58,6 @@ async def exported(source: Any, *, records: bool = True, one: str | None = None,
 
 
 async def imported(outbox: OutboxFile, store: ConversationStore, raw: bytes) -> tuple[ImportCounts, list[Refused]]:
-    """Import lines into an outbox, and return what became of them."""
     refused: list[Refused] = []
     with SeenKeys() as count, Importer(outbox, store, tell=refused.append) as intake:
         return await intake.take(read_lines(io.BytesIO(raw), count=count)), refused

@@ -22,16 +22,12 @@ TIMEOUT_SECONDS = 90
 
 
 class Block(NamedTuple):
-    """One fenced block of a page, and the text before it."""
-
     language: str
     body: str
     before: str
 
 
 class Step(NamedTuple):
-    """One command of a page: what it is said to print, and what it printed."""
-
     command: str
     expected: str
     printed: str
@@ -45,7 +41,6 @@ class Step(NamedTuple):
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Return the fenced blocks of a page, in order."""
     end = 0
     for found in _FENCE.finditer(text):
         yield Block(found["language"].strip(), found["body"], text[end : found.start()])
@@ -53,7 +48,6 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def programs(page: Path) -> list[str]:
-    """Return the blocks of Python of a page, in order."""
     return [block.body for block in blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
 
 
@@ -67,7 +61,6 @@ def matches(expected: str, printed: str) -> bool:
 
 
 def commands(body: str) -> Iterator[tuple[str, str]]:
-    """Return each command of a console block with the output that follows it."""
     for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
         command, _, output = part.partition("\n")
         while command.endswith("\\"):
@@ -92,7 +85,6 @@ def follow(page: Path, folder: Path) -> Iterator[Step]:
 
 
 def typed(command: str, folder: Path) -> str:
-    """Type a command in a folder, and return what it prints, to both outputs."""
     environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONWARNINGS": "error", "COLUMNS": "88", "TZ": "UTC"}
     environment["PATH"] = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"
     words = ["sh", "-c", f"exec 2>&1; {command}"]

@@ -189,8 +189,6 @@ LARGE_BYTES: Final = 70_000  # of a value that the store keeps in parts
 
 
 class RecordKeeper:
-    """Changes a few records of a space and of a conversation, and keeps each promise."""
-
     def __init__(
         self,
         history: History,

@@ -69,8 +69,6 @@ async def listening(talk: Serve, port: int = 0) -> AsyncIterator[int]:
 
 
 def silent() -> AbstractAsyncContextManager[int]:
-    """A peer that accepts and never answers."""
-
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65536):
             pass
@@ -79,7 +77,6 @@ def silent() -> AbstractAsyncContextManager[int]:
 
 
 def closing() -> AbstractAsyncContextManager[int]:
-    """A peer that accepts and hangs up."""
     return babbling(b"", listens=0)
 
 

@@ -11,7 +11,6 @@ DESCRIPTORS = Path("/proc/self/fd")
 
 
 def posix_only(why: str) -> pytest.MarkDecorator:
-    """Skip the test on Windows."""
     return pytest.mark.skipif(os.name == "nt", reason=f"{why}: run it on Linux or macOS")
 
 

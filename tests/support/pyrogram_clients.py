@@ -64,7 +64,6 @@ class Offline(Client):
         )
 
     def receive(self, update: Any) -> None:
-        """Dispatch an update, as the client does when one has come."""
         users = {ADA: _user(ADA), BOT_ID: _user(BOT_ID, bot=True)}
         self.dispatcher.updates_queue.put_nowait((update, users, {}))
 

@@ -180,7 +180,6 @@ async def say(outbox: OutboxFile, conversation_id: str, count: int = 1, *, owner
 
 
 async def bind_to(outbox: OutboxFile, store: ToldStore) -> None:
-    """Bind an outbox, as its first delivery does."""
     store_id = (await store.identity()).store_id
     await outbox.write(
         lambda connection: rebind_store(connection, store_id=store_id, destination=destination_of(store.url))
@@ -247,7 +246,6 @@ class Lingering:
 
 
 async def end_all(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks, and raise what one of them ended with before."""
     for task in tasks:
         task.cancel()
     for ended in await asyncio.gather(*tasks, return_exceptions=True):

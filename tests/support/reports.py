@@ -44,7 +44,6 @@ def _git(*words: str) -> str:
 
 
 def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str], **how: Any) -> dict[str, Any]:
-    """Return the report of parts, with the day, the commit and the machine."""
     common = {
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,

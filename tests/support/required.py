@@ -22,12 +22,10 @@ _NEEDS: Final = re.compile(r"needs ([\w.-]+)")
 
 
 def missing(name: str, reason: object) -> NoReturn:
-    """Skip the test that needs a server, program or package of this name."""
     pytest.skip(f"needs {name}: {reason}")
 
 
 def program(name: str, package: str) -> str:
-    """Return the path of a program; skip the test where it is not installed."""
     found = shutil.which(name, path=PATH)
     if found is None:
         missing(name, f"apt-get install {package}")

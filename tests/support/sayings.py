@@ -26,8 +26,6 @@ NewStore = Callable[[str], str]
 
 
 class Pages(Protocol[Item]):
-    """A page that may lead to the next one."""
-
     @property
     def items(self) -> tuple[Item, ...]: ...
 
@@ -57,13 +55,11 @@ async def new_outbox(
 
 
 async def drain(*histories: History) -> None:
-    """Deliver all that is pending in outbox files, one after the other."""
     for history in histories:
         await Relay(history.outbox, history.store).drain()
 
 
 def present(value: T | None) -> T:
-    """Return what must be there."""
     assert value is not None
     return value
 
@@ -84,7 +80,6 @@ async def all_pages(read: Callable[..., Awaitable[Pages[T]]], *, by: str = "afte
 
 @contextmanager
 def raises_fault(fault_class: FaultClass, code: str, *, match: str | None = None) -> Iterator[None]:
-    """Check that a store refuses with a fault of this class and code."""
     with pytest.raises(StoreFault, match=match) as caught:
         yield
     assert (caught.value.fault_class, caught.value.code) == (fault_class, code)
@@ -103,19 +98,16 @@ async def change(store: ConversationStore, *statements: sa.Executable | str) -> 
 
 
 async def rows_of(store: ConversationStore, query: sa.Executable) -> list[Any]:
-    """Return the rows that a query finds in the tables of a store."""
     async with store._runtime.callers_engine.connect() as connection:
         return list((await connection.execute(query)).all())
 
 
 async def finish_tasks(store: ConversationStore) -> None:
-    """Carry out all that is marked."""
     while await store.run_pending_tasks():
         pass
 
 
 async def catch_up_index(store: ConversationStore) -> None:
-    """Bring the search index up to date."""
     while await store.catch_up_search():
         pass
 

@@ -19,7 +19,6 @@ def count(path: Path | str, statement: str) -> int:
 
 
 def change(path: Path | str, *statements: str) -> None:
-    """Run statements in one transaction."""
     with closing(sqlite3.connect(path)) as connection, connection:
         for statement in statements:
             done = connection.execute(statement)

@@ -30,15 +30,12 @@ T = TypeVar("T")
 
 
 class Statement(NamedTuple):
-    """A statement as the driver gets it."""
-
     text: str
     parameters: Any
 
 
 @contextmanager
 def statements_of(store: ConversationStore) -> Iterator[list[Statement]]:
-    """The statements that a store runs meanwhile."""
     ran: list[Statement] = []
     engine = store._runtime.engine
     if engine.dialect.name == "sqlite":
@@ -84,9 +81,6 @@ HARMLESS: Final = frozenset(
 PARTITION_OF: Final = r"(?:\b{0}\.partition (?:=|IN )|= {0}\.partition\b)"
 
 
-noted = statements_of
-
-
 async def hot_statements(store: ConversationStore) -> list[Statement]:
     outbox = Outbox()
     scope = Scope.conversation(CHAT).name
@@ -98,7 +92,7 @@ async def hot_statements(store: ConversationStore) -> list[Statement]:
     )
     outbox.append_encoded(scope, [put(scope, "a", b"1")])
     await outbox.deliver(store)
-    with noted(store) as statements:
+    with statements_of(store) as statements:
         for bodies in (
             [Message.user("a turn", id="m-9"), Message.assistant("its answer")],
             [MessageEdited(message_id="m-1", content="corrected")],

@@ -29,7 +29,6 @@ async def transaction_on(url: str) -> AsyncIterator[AsyncConnection]:
 
 
 async def run_there(url: str, *statements: str | sa.Executable) -> list[Any]:
-    """Run statements on the store's database; return the rows of the last one, if it has any."""
     rows: list[Any] = []
     async with transaction_on(url) as connection:
         for statement in statements:

@@ -17,6 +17,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
+from sqlalchemy.engine import make_url
+
 from letopis.outbox import History
 from tests.support.child import command
 from tests.support.paths import ROOT
@@ -39,17 +41,18 @@ class Bot:
     resume: Callable[[], Awaitable[list[str]]] | None = None
 
 
+def on_asyncpg(url: str) -> str:
+    return make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+
+
 @dataclass(slots=True)
 class Told:
-    """What became of the story."""
-
     said: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     raised: Counter[str] = field(default_factory=Counter)
 
     @property
     def lost(self) -> int:
-        """How much of what was said is not in the history."""
         return sum((Counter(self.said) - Counter(self.kept)).values())
 
     def __str__(self) -> str:

@@ -27,8 +27,6 @@ def handling(asked: Recorded) -> Iterator[None]:
 
 
 class Refused(Exception):
-    """What a library raises: the failure that Telegram answered."""
-
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.reason)
         self.failure = failure

@@ -12,6 +12,5 @@ async def assert_whole(outbox: OutboxFile, url: str, stored: int | None = None) 
 
 
 async def is_whole(outbox: OutboxFile, url: str, stored: int | None = None) -> bool:
-    """Return True if all is there, for those who wait for it."""
     verdict = await check([outbox.path], url, drained=True)
     return verdict.ok and (stored is None or verdict.stored == stored)

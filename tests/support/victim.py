@@ -87,7 +87,6 @@ class Bot:
         self._promises.keep(acks_of(receipt))
 
     async def talk(self, keeper: RecordKeeper | None = None, path: PathKeeper | None = None) -> None:
-        """Append as long as the bot is to."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._talk.talkers):
                 group.create_task(self._talker(keeper, path))
@@ -309,7 +308,6 @@ def url_of(folder: Path) -> str:
 
 
 def chunks(seed: int, count: int) -> list[str]:
-    """Return what a streaming bot says: the same for the same seed."""
     chance = random.Random(seed)
     return [f"{number}{'ж' * chance.randrange(12)} " for number in range(count)]
 

@@ -21,8 +21,8 @@ from tests.proof.harness import Experiment, Setting, Tally, World, migrated
 from tests.proof.stores import KINDS
 from tests.support.child import start
 from tests.support.defects import COUNTED_TOO_SOON, PLACES_TOO_SOON, planted
-from tests.support.moves import all_rows
 from tests.support.sayings import differences
+from tests.support.store_changes import copied
 
 TIMEOUT_SECONDS: Final = 120.0
 SECOND: Final = "second.outbox.db"
@@ -134,7 +134,7 @@ async def _erase_once(one: World, two: World, kind: str, how: str, step: str, nu
         shown = [message.text for message in await store.messages(third)] if settled else []
         tally.require(not settled or shown == ["said since"], f"{where}: what was said since is {shown}")
     tally.blame((f"{name} holds what was erased" for name in one.holding(words)), where=where)
-    tally.require(words not in await all_rows(one.url), f"{where}: the store holds what was erased")
+    tally.require(words not in repr(await copied(one.url)), f"{where}: the store holds what was erased")
 
 
 async def _ask(history: History, kind: str, subject: str, how: Any) -> None:
@@ -194,7 +194,7 @@ async def trim(setting: Setting) -> Tally:
             tally.require([message.redacted for message in shown[:12]] == [True] * 12, f"{name}: old content is shown")
             tally.require(shown[12:] == before[name], f"{name}: young content is not as it was")
         tally.blame(await differences(store), where="rows and log differ")
-    rows = await all_rows(world.url)
+    rows = repr(await copied(world.url))
     tally.require(OLD not in rows, "the store holds old content")
     tally.blame(f"{name} holds old content" for name in world.holding(OLD))
     return await world.judge()

@@ -27,7 +27,6 @@ async def shown_by(api: BotApi, question: str, **more: Any) -> str:
 
 @contextmanager
 def process(bot: Callable[..., Any], *given: Any, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a bot in a process of its own, and kill it in the end."""
     running = subprocess.Popen(command(bot, *given, **options), cwd=ROOT, stdin=subprocess.DEVNULL)
     try:
         yield running

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiogram
-import asyncpg
+import sqlalchemy as sa
 from aiogram import Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
@@ -17,6 +17,7 @@ from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.outbox import History
 from tests.support.bot_api import TOKEN, bot_api, until
 from tests.support.bots import CHAT, shown_by
+from tests.support.store_changes import run_there
 from tests.support.story import Bot, Thinks, answer_to
 
 
@@ -80,20 +81,13 @@ async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
             await thinks(question)
             said = answer_to(question)
             await message.answer(said)
-            connection = await asyncpg.connect(url, timeout=2)
-            try:
-                await connection.execute("CREATE TABLE IF NOT EXISTS said (id serial PRIMARY KEY, text text)")
-                await connection.executemany("INSERT INTO said (text) VALUES ($1)", [(question,), (said,)])
-            finally:
-                await connection.close()
+            insert = sa.insert(sa.table("said", sa.column("text"))).values([(question,), (said,)])
+            await run_there(url, "CREATE TABLE IF NOT EXISTS said (id serial PRIMARY KEY, text text)", insert)
 
         async def read() -> list[str]:
             await asyncio.sleep(0.5)  # the last turn may still be saved
-            connection = await asyncpg.connect(url)
-            try:
-                return [row["text"] for row in await connection.fetch("SELECT text FROM said ORDER BY id")]
-            finally:
-                await connection.close()
+            rows = await run_there(url, "SELECT text FROM said ORDER BY id")
+            return [text for (text,) in rows]
 
         async with polling(dispatcher, bot_at(api.url)):
             yield Bot(lambda question: shown_by(api, question), read)

@@ -12,11 +12,10 @@ from google.adk.runners import Runner
 from google.adk.sessions.base_session_service import BaseSessionService
 from google.adk.sessions.database_session_service import DatabaseSessionService
 from google.genai import types
-from sqlalchemy.engine import make_url
 
 from letopis.adapters.google_adk import LetopisSessionService
 from letopis.outbox import History
-from tests.support.story import Bot, Thinks, answer_to
+from tests.support.story import Bot, Thinks, answer_to, on_asyncpg
 
 
 class FakeModel(BaseLlm):
@@ -57,7 +56,6 @@ def letopis(history: History, thinks: Thinks) -> Bot:
 
 @asynccontextmanager
 async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
-    driven = make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-    service = DatabaseSessionService(driven)
+    service = DatabaseSessionService(on_asyncpg(url))
     yield _bot(service, thinks)
     await service.close()

@@ -9,11 +9,10 @@ from llama_index.core.llms.mock import MockLLM
 from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
-from sqlalchemy.engine import make_url
 
 from letopis.adapters.llama_index import LetopisChatStore
 from letopis.outbox import History
-from tests.support.story import Bot, Thinks, answer_to
+from tests.support.story import Bot, Thinks, answer_to, on_asyncpg
 
 
 class FakeModel(MockLLM):
@@ -47,5 +46,4 @@ def letopis(history: History, thinks: Thinks) -> Bot:
 
 
 def default(url: str, thinks: Thinks) -> Bot:
-    driven = make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-    return _bot(SQLAlchemyChatStore(table_name="memory", async_database_uri=driven), thinks)
+    return _bot(SQLAlchemyChatStore(table_name="memory", async_database_uri=on_asyncpg(url)), thinks)

@@ -7,11 +7,10 @@ from typing import Any
 from agents import Agent, Model, ModelResponse, Runner, Session, Usage, set_tracing_disabled
 from agents.extensions.memory import SQLAlchemySession
 from openai.types.responses import ResponseOutputMessage, ResponseOutputText
-from sqlalchemy.engine import make_url
 
 from letopis.adapters.openai_agents import LetopisSession
 from letopis.outbox import History
-from tests.support.story import Bot, Thinks, answer_to
+from tests.support.story import Bot, Thinks, answer_to, on_asyncpg
 
 set_tracing_disabled(True)
 
@@ -54,7 +53,6 @@ def letopis(history: History, thinks: Thinks) -> Bot:
 
 @asynccontextmanager
 async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
-    driven = make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-    session = SQLAlchemySession.from_url("chat-1", url=driven, create_tables=True)
+    session = SQLAlchemySession.from_url("chat-1", url=on_asyncpg(url), create_tables=True)
     yield _bot(session, thinks)
     await session.engine.dispose()

@@ -44,7 +44,6 @@ class Server(ABC):
 
     @classmethod
     def find(cls) -> Any:
-        """The server that runs, else an own one, started."""
         return cls.running() or cls.own().start()
 
     @classmethod
@@ -92,7 +91,6 @@ class Server(ABC):
 
     @property
     def url(self) -> str:
-        """The URL of the maintenance database."""
         return self._url.render_as_string(hide_password=False)
 
     @property
@@ -104,7 +102,6 @@ class Server(ABC):
         return self._url.port or self.local.port or 0
 
     def database_url(self, name: str) -> str:
-        """The URL of the database of this name, which need not exist."""
         return self._url.set(database=name).render_as_string(hide_password=False)
 
     def create_database(self, prefix: str = DATABASE_PREFIX) -> str:
@@ -121,7 +118,6 @@ class Server(ABC):
         self._drop_database(name)
 
     def databases(self, start: str) -> list[str]:
-        """The URLs of the databases whose names begin like this."""
         return [self.database_url(name) for (name,) in self.rows(self.ask_databases, start)]
 
     def version(self) -> str:
@@ -188,7 +184,6 @@ class OwnServer(Server):
 
     @property
     def data(self) -> Path:
-        """The folder of its databases."""
         return self._root() / "data"
 
     def start(self) -> Self:
@@ -215,7 +210,6 @@ class OwnServer(Server):
             end(self._process, self.signals[mode])
 
     def kill(self) -> None:
-        """Crash the server with SIGKILL; files are kept."""
         self.stop("kill")
 
     def close(self) -> None:

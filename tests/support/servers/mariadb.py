@@ -21,8 +21,6 @@ LOCAL: Final = URL.create("mysql", username="root", host="127.0.0.1", port=3306,
 
 
 class MariaDBServer(Server):
-    """A MariaDB that answers."""
-
     environment = ENVIRONMENT
     local = LOCAL
     errors = (pymysql.Error,)

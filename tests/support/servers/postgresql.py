@@ -26,8 +26,6 @@ T = TypeVar("T")
 
 
 class PostgresServer(Server):
-    """A PostgreSQL that answers."""
-
     environment = ENVIRONMENT
     local = LOCAL
     errors = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -130,8 +128,6 @@ def as_plain_user() -> tuple[list[str], str | None]:
 
 
 def over(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Return what ``work`` returns over a connection of its own."""
-
     async def run() -> T:
         connection = await asyncpg.connect(url, timeout=10)
         try:

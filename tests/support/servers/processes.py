@@ -58,7 +58,6 @@ def spawn(command: Sequence[str], *, log: Path, death_signal: str, user: str | N
 
 
 def prepared(command: Sequence[str | Path], *, user: str | None = None) -> None:
-    """Run a command that a server needs before it can start."""
     done = subprocess.run(command, capture_output=True, text=True, user=user, check=False)
     if done.returncode:
         raise ServerUnavailable(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")

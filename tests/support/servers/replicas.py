@@ -53,7 +53,6 @@ class Pair(ABC):
         signal_all(self.primary.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
-        """Crash the primary."""
         self.primary.kill()
 
     def promote(self) -> None:
@@ -148,7 +147,6 @@ class MariaDBPair(Pair):
 
 
 def signal_all(pid: int, how: signal.Signals) -> None:
-    """Send a signal to a process and its children."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for process in (pid, *map(int, children)):

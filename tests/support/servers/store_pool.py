@@ -167,7 +167,6 @@ class MariaDBPool(StorePool):
 
 
 async def migrate(url: str) -> None:
-    """Create the tables of a store."""
     async with ConversationStore.open(url, migrate=True):
         pass
 

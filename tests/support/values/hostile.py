@@ -18,36 +18,24 @@ from tests.support.values.types import KEPT_JSON, KINDS_OF_NO_TEXT, MOMENTS, NO_
 
 TWINS: Final = ("chat", "café", "Straße", "ﬁle", "Ёлка", "ΣΊΣΥΦΟΣ", "ｗｉｄｅ", "İstanbul", "한글", "Å")
 SQL: Final = (
-    *("' OR '1'='1", "' OR 1=1 --", '" OR ""="', "'; DELETE FROM letopis_messages; --"),
-    *("'; DROP TABLE letopis_events CASCADE; --", "1; UPDATE letopis_owners SET owner_id='x'"),
-    *("') UNION SELECT NULL,NULL,NULL--", "' UNION ALL SELECT data FROM letopis_events --", "admin'/*", "*/ OR 1=1 /*"),
-    *("\\'; DROP TABLE letopis_lanes; --", "%' OR 'a' LIKE '%", "_%_%", "x' AND SLEEP(5) AND 'x'='x"),
-    *("x'; SELECT pg_sleep(5); --", "x' || pg_sleep(5) || '", "0x27204f522031", "char(39)"),
-    *("$$; DROP TABLE letopis_events; $$", "E'\\047'", "N'abc'", "%s' %(x)s", ":conversation_id", "?1", "@@version"),
-    *("`letopis_events`", "[letopis_events]", "null; ATTACH DATABASE 'x.db' AS x", "PRAGMA writable_schema=1"),
-    *("NEAR(a b, 5)", 'a" OR "b', "a* ^b AND NOT c"),
+    *("' OR '1'='1", '" OR ""="', "'; DROP TABLE letopis_events CASCADE; --", "') UNION SELECT NULL,NULL,NULL--"),
+    *("admin'/*", "\\'; DROP TABLE letopis_lanes; --", "%' OR 'a' LIKE '%", "_%_%", "x'; SELECT pg_sleep(5); --"),
+    *("0x27204f522031", "$$; DROP TABLE letopis_events; $$", "E'\\047'", "%s' %(x)s", ":conversation_id", "?1"),
+    *("@@version", "`letopis_events`", "null; ATTACH DATABASE 'x.db' AS x", "NEAR(a b, 5)", "a* ^b AND NOT c"),
 )
 PATHS: Final = (
-    *("..", "../", "../../../../etc/passwd", "..\\..\\windows\\system32", "/etc/passwd", "//host/share"),
-    *("file:///etc/passwd", "C:\\con", "nul", "aux.txt", "~root/.ssh/id_rsa", "$HOME/x", "%2e%2e%2f", "..%c0%af"),
-    *("a/./b", "-rf", "--help", "@file", "|id", "$(id)", "`id`", ";id"),
+    *("..", "../../../../etc/passwd", "..\\..\\windows\\system32", "/etc/passwd", "//host/share", "C:\\con"),
+    *("file:///etc/passwd", "aux.txt", "~root/.ssh/id_rsa", "$HOME/x", "%2e%2e%2f", "--help", "@file", "$(id)", ";id"),
 )
 MARKUP: Final = (
-    *("<img src=x onerror=alert(1)>", "javascript:alert(1)", "</script><script>", "<!--", "]]>"),
-    *("<?xml version='1.0'?>", "<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]>", "&lt;b&gt;", "&#0;"),
-    *("[a](javascript:b)", "{{7*7}}", "${7*7}", "#{7*7}", "<%= 7 %>", "=cmd|' /C calc'!A0"),
+    *("<img src=x onerror=alert(1)>", "javascript:alert(1)", "</script><script>", "<!--", "]]>", "&lt;b&gt;"),
+    *("<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]>", "[a](javascript:b)", "{{7*7}}", "=cmd|' /C calc'!A0"),
 )
-JSON: Final = (
-    *('{"a":', "[[[[", '{"a":1,"a":2}', '"', "\\", '\\"', "\\u0000", "\\ud800", "1e999", "-0", "[NaN]"),
-    *('{"__proto__":{}}', '{"$ref":"#"}', "null", "undefined"),
-)
-FORMATS: Final = (
-    *("%n%n%n", "%s%s%s", "%(conversation_id)s", "{}", "{0}", "{0.__class__}", "{conversation_id!r:>99}", "%"),
-)
+JSON: Final = ('{"a":', "[[[[", '{"a":1,"a":2}', '"', "\\", "\\u0000", "\\ud800", "1e999", "[NaN]", '{"__proto__":{}}')
+FORMATS: Final = ("%n%n%n", "%(conversation_id)s", "{}", "{0.__class__}", "{conversation_id!r:>99}", "%")
 UUIDS: Final = (
     *("018f4e2a-0000-7000-8000-00000000000", "{018f4e2a-0000-7000-8000-000000000000}"),
-    *("urn:uuid:018f4e2a-0000-7000-8000-000000000000", "018f4e2a000070008000000000000000"),
-    *("018f4e2a-0000-7000-8000-00000000000g", "018F4E2A-0000-7000-8000-000000000000"),
+    *("018f4e2a000070008000000000000000", "018F4E2A-0000-7000-8000-000000000000"),
     *("00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"),
 )
 LENGTHS: Final = (1, 2, 63, 64, 65, 254, 255, 256, 1_024, 2_049, 65_535, 65_536)
@@ -69,8 +57,6 @@ class Row(list[Any]):
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """A value, and what it is called in a complaint."""
-
     name: str
     value: Any
 
@@ -81,7 +67,6 @@ def kinds() -> tuple[tuple[Hostile, ...], ...]:
 
 
 def values() -> list[Hostile]:
-    """Return all of them; names are unique."""
     return [one for kind in kinds() for one in kind]
 
 

@@ -24,7 +24,6 @@ class Kind:
 
 
 def nested(depth: int) -> Any:
-    """Return a list in lists."""
     value: Any = []
     for _ in range(depth - 1):
         value = [value]

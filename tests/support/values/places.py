@@ -115,7 +115,6 @@ MAX_DEPTH: Final = 64
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """Return objects ``depth`` deep."""
     value: dict[str, Any] = {}
     for _ in range(depth - 1):
         value = {"a": value}
@@ -123,7 +122,6 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[Case]:
-    """Yield every case; names are unique within a place."""
     yield from _texts()
     yield from _json()
     yield from _rest()

@@ -12,8 +12,6 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A text: whether it may be content, and whether it may be an id."""
-
     name: str
     value: str
     as_text: bool = True
