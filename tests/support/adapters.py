@@ -78,8 +78,9 @@ class Subject:
         self.folder = folder
 
     def theirs(self, name: str) -> Any:
+        backend = resolve_name(self.backend)
         with warnings.catch_warnings(action="ignore"):  # LangChain's is deprecated
-            return resolve_name(self.backend)()
+            return backend()
 
     async def end(self, backend: Any) -> None:
         """End the framework's own backend."""
