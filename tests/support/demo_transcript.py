@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape
 
+from tests.support.child import ran
 from tests.support.paths import ROOT
 
 PAGES: Final = (ROOT / "README.md", ROOT / "README.ru.md")
@@ -61,9 +62,7 @@ def picture(transcript: str) -> str:
 
 def play(folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     words, environ = [sys.executable, "-m", "letopis.outbox.cli", "demo"], {**os.environ, "PYTHONUTF8": "1"}
-    return subprocess.run(
-        words, capture_output=True, encoding="utf-8", timeout=90, cwd=folder, env=environ, check=False
-    )
+    return ran(*words, encoding="utf-8", timeout=90, cwd=folder, env=environ)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -25,10 +25,6 @@ ENTER: Final = sa.text(f"INSERT INTO {BOOKS} VALUES (:event_id)")
 
 PATH: Final = "path"  # a conversation the path of which a bot changes from one of :data:`PATHS` to the next, and again
 PATHS: Final = (("1", "2"), ("1",), ("1", "2"), ("2", "3"))
-
-
-class Promises(Protocol):
-    def keep(self, acks: Sequence[Ack]) -> None: ...
 
 
 class SentPromises:

@@ -31,7 +31,6 @@ from tests.support.promises import (
     ENTER,
     MAKE_BOOKS,
     PATH,
-    Promises,
     SentPromises,
     WrittenPromises,
     acks_of,
@@ -76,7 +75,9 @@ class Talk:
 class Bot:
     """Appends to a few conversations at once, and keeps each promise before its next append."""
 
-    def __init__(self, history: History, promises: Promises, *, seed: int | str, talk: Talk | None = None) -> None:
+    def __init__(
+        self, history: History, promises: SentPromises | WrittenPromises, *, seed: int | str, talk: Talk | None = None
+    ) -> None:
         self.history = history
         self._promises = promises
         self._talk = talk or Talk()

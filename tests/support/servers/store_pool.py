@@ -51,15 +51,9 @@ lines AS (
   UNION ALL
   SELECT 'trigger ' || pg_get_triggerdef(oid) || tgenabled::text FROM pg_trigger WHERE NOT tgisinternal
   UNION ALL
-  SELECT 'rule ' || tablename || rulename FROM pg_rules WHERE schemaname = 'public'
-  UNION ALL
-  SELECT 'policy ' || polrelid::regclass || polname FROM pg_policy
-  UNION ALL
   SELECT 'function ' || proname FROM pg_proc, public WHERE pronamespace = public.oid
   UNION ALL
   SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp'
-  UNION ALL
-  SELECT 'extension ' || extname FROM pg_extension
   UNION ALL
   SELECT 'setting ' || setrole || setconfig::text FROM pg_db_role_setting
    WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())

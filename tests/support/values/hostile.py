@@ -14,7 +14,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
-from tests.support.values.types import KEPT_JSON, KINDS_OF_NO_TEXT, MOMENTS, NO_OBJECTS, REFUSED_JSON, TEXTS, Level
+from tests.support.values.types import KEPT_JSON, KINDS_OF_NO_TEXT, MOMENTS, NO_OBJECTS, REFUSED_JSON, TEXTS, Level, own
 
 TWINS: Final = ("chat", "café", "Straße", "ﬁle", "Ёлка", "ΣΊΣΥΦΟΣ", "ｗｉｄｅ", "İstanbul", "한글", "Å")
 SQL: Final = (
@@ -39,20 +39,6 @@ UUIDS: Final = (
     *("00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"),
 )
 LENGTHS: Final = (1, 2, 63, 64, 65, 254, 255, 256, 1_024, 2_049, 65_535, 65_536)
-
-
-class Number(int):
-    """A number of a kind of its own."""
-
-    __slots__ = ()
-
-
-class Pairs(dict[str, Any]):
-    """An object of a kind of its own."""
-
-
-class Row(list[Any]):
-    """A list of a kind of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +108,7 @@ def _numbers() -> Iterator[Hostile]:
         "false": False,
         "decimal": Decimal("1.10"),
         "decimal-nan": Decimal("NaN"),
-    } | {"fraction": Fraction(1, 3), "complex": 1j, "number-subclass": Number(7), "number-enum": Level.HIGH}
+    } | {"fraction": Fraction(1, 3), "complex": 1j, "number-subclass": own(int)(7), "number-enum": Level.HIGH}
     yield from _named("float-", floats.items())
     yield from _named("", others.items())
 
@@ -155,10 +141,10 @@ def _types() -> Iterator[Hostile]:
     yield from _named("kind-", KINDS_OF_NO_TEXT)
     yield from _named("moment-", ((name, value) for name, value, _ in MOMENTS))
     made: dict[str, Any] = (
-        {"user-string": UserString("abc"), "object-subclass": Pairs(a=1), "object-subclass-inside": {"a": Pairs(b=1)}}
+        {"user-string": UserString("abc"), "own-object": own(dict)(a=1), "own-object-inside": {"a": own(dict)(b=1)}}
         | {"ordered": OrderedDict(b=1, a=2), "user-object": UserDict(a=1), "user-object-inside": {"a": UserDict(b=1)}}
         | {"read-only": MappingProxyType({"a": 1}), "read-only-inside": {"a": MappingProxyType({"b": 1})}}
-        | {"list-subclass": Row([1]), "tuple": ("a", 1), "memory": memoryview(b"abc"), "time": time(12)}
+        | {"list-subclass": own(list)([1]), "tuple": ("a", 1), "memory": memoryview(b"abc"), "time": time(12)}
         | {"delta": timedelta(days=1), "delta-longest": timedelta.max, "zone": UTC}
         | {"path": PurePosixPath("/etc/passwd"), "not-implemented": NotImplemented, "ellipsis": ...}
         | {"lambda": lambda: None, "type": dict, "bare-object": object(), "list-of-none": [None]}

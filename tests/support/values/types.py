@@ -78,16 +78,9 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
-class Name(str):
-    """A string of a kind of its own."""
-
-    __slots__ = ()
-
-
-class Degrees(float):
-    """A number of a kind of its own."""
-
-    __slots__ = ()
+def own(kind: type[Any]) -> Any:
+    """Return a subclass, as callers have of their own."""
+    return type(f"Own{kind.__name__}", (kind,), {})
 
 
 KINDS_OF_NO_TEXT: Final[Sequence[tuple[str, Any]]] = tuple(
@@ -106,8 +99,8 @@ KEPT_JSON: Final[Sequence[tuple[str, Any]]] = tuple(
         | {"keys-by-case": {"a": 1, "A": 2}, "keys-by-accent": {"e": 1, "\u00e9": 2, "e\u0301": 3}}
         | {"key-order": {"b": 1, "a": 2}, "mixed-list": [1, "1", 1.5, None, True, [], {}], "nested-lists": [[[[1]]]]}
         | {"long-list": list(range(2000)), "many-keys": {f"key-{number}": number for number in range(500)}}
-        | {"tuple": (1, (2, 3)), "string-enum": Colour.RED, "integer-enum": Level.HIGH, "string-subclass": Name("abc")}
-        | {"float-subclass": Degrees(21.5), "enum-key": {Colour.RED: "a"}}
+        | {"tuple": (1, (2, 3)), "string-enum": Colour.RED, "integer-enum": Level.HIGH, "own-string": own(str)("abc")}
+        | {"float-subclass": own(float)(21.5), "enum-key": {Colour.RED: "a"}}
     ).items()
 )
 
