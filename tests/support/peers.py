@@ -76,10 +76,6 @@ def silent() -> AbstractAsyncContextManager[int]:
     return listening(talk)
 
 
-def closing() -> AbstractAsyncContextManager[int]:
-    return babbling(b"", listens=0)
-
-
 def babbling(words: bytes, *, listens: float = 0.2) -> AbstractAsyncContextManager[int]:
     """A peer that says `words`, whatever it is sent in some seconds, and hangs up."""
 
@@ -93,9 +89,8 @@ def babbling(words: bytes, *, listens: float = 0.2) -> AbstractAsyncContextManag
 
 async def refused_port() -> int:
     """A port of 127.0.0.1 without a listener."""
-    async with closing() as port:
-        pass
-    return port
+    async with silent() as port:
+        return port
 
 
 class Wire:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiogram
-import sqlalchemy as sa
+import asyncpg
 from aiogram import Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
@@ -81,8 +81,12 @@ async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
             await thinks(question)
             said = answer_to(question)
             await message.answer(said)
-            insert = sa.insert(sa.table("said", sa.column("text"))).values([(question,), (said,)])
-            await run_there(url, "CREATE TABLE IF NOT EXISTS said (id serial PRIMARY KEY, text text)", insert)
+            connection = await asyncpg.connect(url, timeout=2)
+            try:
+                await connection.execute("CREATE TABLE IF NOT EXISTS said (id serial PRIMARY KEY, text text)")
+                await connection.executemany("INSERT INTO said (text) VALUES ($1)", [(question,), (said,)])
+            finally:
+                await connection.close()
 
         async def read() -> list[str]:
             await asyncio.sleep(0.5)  # the last turn may still be saved
