@@ -76,6 +76,10 @@ def silent() -> AbstractAsyncContextManager[int]:
     return listening(talk)
 
 
+def closing() -> AbstractAsyncContextManager[int]:
+    return babbling(b"", listens=0)
+
+
 def babbling(words: bytes, *, listens: float = 0.2) -> AbstractAsyncContextManager[int]:
     """A peer that says `words`, whatever it is sent in some seconds, and hangs up."""
 
