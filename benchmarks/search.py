@@ -15,7 +15,7 @@ from typing import Any
 from letopis.store import ConversationStarted, ConversationStore, Message
 from letopis.store.search.analysis import words
 from letopis.store.testing.outbox import Outbox
-from tests.campaigns import dataset
+from tests.campaigns.chitchat import conversation_lines, corpus
 from tests.support.servers import MariaDBServer, PostgresServer
 
 
@@ -23,8 +23,7 @@ async def fill(store: ConversationStore, most: int) -> tuple[list[str], str]:
     """Say the first messages of the data set; return words of every frequency, and an owner."""
     outbox, counts = Outbox(), Counter[str]()
     owner = ""
-    data = dataset._load()
-    lines = (line for name in sorted(data) for line in dataset.conversation_lines(name, data[name]))
+    lines = (line for name in sorted(corpus()) for line in conversation_lines(name))
     for line in itertools.islice(lines, most):
         name = line["conversation_id"]
         if name not in outbox.lanes:

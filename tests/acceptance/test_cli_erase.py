@@ -307,7 +307,7 @@ def test_what_is_due_leaves_both_files_and_the_rest_stays(letopis: Any) -> None:
 def test_due_checkpoints_are_shown_and_then_deleted(letopis: Any) -> None:
     pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
     from letopis.adapters.langgraph import LetopisSaver
-    from tests.support.langgraph_turns import config, put
+    from tests.support.bots.langgraph import config, put
 
     async def use(*, fill: bool) -> int:
         async with History("bot.outbox.db", watch=False) as history:

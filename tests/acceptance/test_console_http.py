@@ -24,8 +24,7 @@ from letopis.outbox.transfer.exporter import Exporter, RecordSource
 from letopis.store import Message
 from letopis.store.search import finder
 from letopis.store.search.indexer import Indexer
-from tests.support.console import TOKEN, TOKENS, House
-from tests.support.console_client import ACTIONS, PAGES, Answer, ask, sign_in
+from tests.support.console import ACTIONS, PAGES, TOKEN, TOKENS, Answer, House, ask, sign_in
 from tests.support.console_story import plant_blocked, until
 from tests.support.daemons import until as wait
 from tests.support.fix_command import Done

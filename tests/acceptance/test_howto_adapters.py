@@ -231,7 +231,7 @@ async def test_aiogram(bot: Any) -> None:
     from aiogram import Dispatcher
     from aiohttp import web
 
-    from tests.support.aiogram_bots import bot_at, polling
+    from tests.support.bots.aiogram import bot_at, polling
 
     names = names_of("aiogram.md", 1, 2, 3)
     names["ask_model"] = ask_model
@@ -251,7 +251,7 @@ async def test_aiogram(bot: Any) -> None:
 
 async def test_python_telegram_bot(bot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ext = pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: install the group adapters")
-    from tests.support.telegram_bots import on, polling
+    from tests.support.bots.telegram import on, polling
 
     monkeypatch.setenv("BOT_TOKEN", TOKEN)
     names = names_of("python-telegram-bot.md", 1, 2, 3)

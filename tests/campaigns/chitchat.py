@@ -27,7 +27,7 @@ from tests.proof.harness import Tally, World
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import KINDS, fresh
-from tests.support.damage import CONTROLS, damage
+from tests.support.store_changes import CONTROLS, damage
 
 WHAT: Final = "real conversations imported, delivered by a relay that is killed, and exported: equal"
 CONTROL: Final = "a message lost, two swapped, one stored twice behind its back: seen in the export and in the logs"
@@ -176,32 +176,37 @@ def differences(imported: Conversations, exported: Conversations) -> list[str]:
 
 def write(path: Path, *, sample: float, seed: int) -> None:
     """Write a share of the package `chitchat-dataset`, interleaved by time, as a bot would have met it."""
-    data = _corpus()
-    names = random.Random(seed).sample(sorted(data), max(1, round(len(data) * sample)))
     lines: list[tuple[str, int, int, dict[str, Any]]] = []
+    names = random.Random(seed).sample(sorted(corpus()), max(1, round(len(corpus()) * sample)))
     for place, name in enumerate(sorted(names)):
-        turns = enumerate(data[name]["messages"], 1)
-        told = [(turn, one) for turn, utterances in turns for one in utterances]
-        for number, (turn, one) in enumerate(told, 1):
-            line = {
-                "conversation_id": name,
-                "role": "user" if one["sender"] == told[0][1]["sender"] else "assistant",
-                "content": one["text"],
-                "id": f"{number}",
-                "owner": told[0][1]["sender"],
-                "occurred_at": one["timestamp"],
-                "metadata": {"sender": one["sender"], "turn": turn},
-            }
+        for number, line in enumerate(conversation_lines(name), 1):
             if place % 10 == 3:
                 del line["id"]
-            lines.append((one["timestamp"], place, number, line))
+            lines.append((line["occurred_at"], place, number, line))
     lines.sort(key=lambda entry: entry[:3])  # within a conversation, times never step back
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for *_, line in lines)
 
 
+def conversation_lines(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the messages of a conversation of the package, as lines of JSONL."""
+    turns = corpus()[name]["messages"]
+    first = turns[0][0]["sender"]
+    told = ((turn, one) for turn, utterances in enumerate(turns, 1) for one in utterances)
+    for number, (turn, one) in enumerate(told, 1):
+        yield {
+            "conversation_id": name,
+            "role": "user" if one["sender"] == first else "assistant",
+            "content": one["text"],
+            "id": f"{number}",
+            "owner": first,
+            "occurred_at": one["timestamp"],
+            "metadata": {"sender": one["sender"], "turn": turn},
+        }
+
+
 @cache
-def _corpus() -> dict[str, Any]:
+def corpus() -> dict[str, Any]:
     import chitchat_dataset  # of the group pages: not every test of a module that knows it needs it
 
     with warnings.catch_warnings():

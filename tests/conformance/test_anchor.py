@@ -27,8 +27,8 @@ from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, strip_event
 from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.tables import on_sqlite
-from tests.support.damage import damage
 from tests.support.sayings import NewStore, change, finish_tasks, new_outbox, problems, rows_of, send
+from tests.support.store_changes import damage
 
 BLOCK = 4
 NOW = datetime(2026, 11, 27, 9, 0, tzinfo=UTC)

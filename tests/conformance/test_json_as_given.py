@@ -13,10 +13,10 @@ from letopis.outbox.drafts.completion import recover
 from letopis.store import ConversationActivated
 from letopis.store.rules.fold import fold
 from tests.conformance.tables import on_sqlite
+from tests.support.outboxes import exported, imported
 from tests.support.relays import sql
 from tests.support.sayings import change, present
 from tests.support.sqlite_rows import rows
-from tests.support.transfers import exported, imported
 
 pytestmark = [on_sqlite, pytest.mark.usefixtures("store_url")]
 

@@ -27,9 +27,9 @@ from letopis.store import (
 from letopis.store.model.large_content import LARGE_BYTES
 from tests.conformance.tables import assert_sound, large_contents, on_sqlite, rows, stored_text
 from tests.conformance.talk import count
+from tests.support.outboxes import exported, imported
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import change, finish_tasks, present, problems
-from tests.support.transfers import exported, imported
 
 CHAT = "chat-1"
 NOWHERE = "postgresql://127.0.0.1:1/none"

@@ -8,9 +8,8 @@ from letopis import ConversationGone, ConversationStore, Held, History, Message,
 from letopis.outbox.history.erasing import erase_owner, erase_person, register
 from letopis.outbox.operations.repair import fix, pause, resume
 from tests.conformance.tables import on_sqlite
-from tests.support.erased import assert_nowhere, dump, occurs
 from tests.support.relays import until
-from tests.support.sayings import Bots, drain, present
+from tests.support.sayings import Bots, assert_nowhere, drain, dump, occurs, present
 
 WORDS = "gheldrimmer"
 

@@ -10,9 +10,9 @@ import pytest
 from letopis import History, Message, Record, Records
 from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
 from tests.conformance.tables import on_sqlite
+from tests.support.outboxes import exported, imported
 from tests.support.sayings import all_pages, drain
 from tests.support.sayings import problems as store_problems
-from tests.support.transfers import exported, imported
 
 CHAT = "chat-1"
 CP = ("cp", "a/b")

@@ -22,9 +22,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
-from tests.support.aiogram_bots import bot_at, polling
 from tests.support.bot_api import BotApi, until
 from tests.support.bots import CHAT
+from tests.support.bots.aiogram import bot_at, polling
 from tests.support.sayings import present
 
 

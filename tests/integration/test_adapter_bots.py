@@ -50,7 +50,7 @@ async def aiogram(api: BotApi, folder: Path, handler: Handler, attach: Any, **op
     from aiogram import Dispatcher
 
     from letopis.adapters.aiogram import LetopisChats
-    from tests.support.aiogram_bots import bot_at, polling
+    from tests.support.bots.aiogram import bot_at, polling
 
     chats = LetopisChats(folder / "bot.outbox.db", **options)
     dispatcher = Dispatcher(storage=chats.storage())
@@ -69,7 +69,7 @@ async def telegram(api: BotApi, folder: Path, handler: Handler, attach: Any, **o
     from telegram.ext import MessageHandler, filters
 
     from letopis.adapters.telegram import LetopisChats
-    from tests.support.telegram_bots import on, polling
+    from tests.support.bots.telegram import on, polling
 
     chats = LetopisChats(folder / "bot.outbox.db", **options)
 

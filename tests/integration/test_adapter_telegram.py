@@ -35,10 +35,10 @@ from letopis.outbox import History
 from letopis.store import Delivery, InvalidInput, OutboxFull
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi, until
 from tests.support.bots import CHAT, process, shown_by
+from tests.support.bots.telegram import answering as answering_process
+from tests.support.bots.telegram import on, polling
 from tests.support.sayings import present
 from tests.support.servers.processes import free_port
-from tests.support.telegram_bots import answering as answering_process
-from tests.support.telegram_bots import on, polling
 
 Context = ContextTypes.DEFAULT_TYPE
 

@@ -30,8 +30,7 @@ from letopis.store.database.sqlite import install_sqlite_events
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import ConfigurationError
 from tests.support.child import ran
-from tests.support.platforms import posix_only
-from tests.support.resources import own_threads
+from tests.support.platforms import own_threads, posix_only
 
 POSIX_ONLY = posix_only("Windows has no file modes, fork or POSIX locks")
 

@@ -92,6 +92,21 @@ def test_a_named_server_that_does_not_answer_is_said_and_not_replaced(
         find()
 
 
+def test_without_a_local_server_postgresql_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(postgresql.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(PostgresServer, "local", PostgresServer.local.set(port=free_port()))
+    try:
+        found = PostgresServer.find()
+    except ServerUnavailable as exc:
+        missing("postgresql", exc)
+
+    with found as server:
+        assert isinstance(server, OwnPostgresServer)
+        assert server.version()
+        folder = server.log.parent
+    assert not Path(folder).exists()
+
+
 INTERRUPTED = """
 import os, threading
 import pytest

@@ -24,7 +24,7 @@ from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.testing.outbox import Outbox
 from tests.conftest import STORES
-from tests.support.resources import open_descriptors, own_threads
+from tests.support.platforms import open_descriptors, own_threads
 from tests.support.sayings import new_outbox, present, send
 from tests.support.servers.postgresql import in_own_loop
 from tests.support.statements import over, statements_of

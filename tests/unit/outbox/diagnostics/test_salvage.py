@@ -21,9 +21,9 @@ from letopis.store import Message
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.wal_format import scan_wal
 from tests.campaigns.invariants import check
-from tests.support.damage import leaf_pages, with_noise
 from tests.support.relays import until
 from tests.support.sqlite_rows import change, rows
+from tests.support.store_changes import leaf_pages, with_noise
 
 
 async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times: int = 3, wal: bool = False) -> Path:

@@ -20,7 +20,7 @@ from letopis.store import (
     Seen,
 )
 from letopis.store.rules.preconditions import PRECONDITION_KEY
-from tests.support.pruning import prune
+from tests.support.outboxes import prune
 from tests.support.relays import sql
 
 CHAT = "c1"

@@ -22,7 +22,7 @@ from letopis.store import (
     Saved,
     Statistics,
 )
-from tests.support.pruning import prune
+from tests.support.outboxes import prune
 from tests.support.relays import deliver_all
 from tests.support.sayings import all_pages, present
 

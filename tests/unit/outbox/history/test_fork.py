@@ -10,8 +10,7 @@ import pytest
 
 from letopis import History, InvalidInput, Message, RecordedMessage, StoreUnavailable
 from letopis.store import ConversationRewound, ConversationStarted, MessageRedacted, Page
-from tests.support.apart import open_apart
-from tests.support.pruning import prune
+from tests.support.outboxes import open_apart, prune
 from tests.support.relays import deliver_all
 from tests.support.sayings import all_pages, present
 

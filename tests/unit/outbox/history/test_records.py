@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from letopis import ABSENT, History, InvalidInput, RecordConflict, StoreUnavailable
-from tests.support.outages import locked_out
+from tests.support.outboxes import locked_out
 from tests.support.relays import deliver_all, sql
 from tests.support.sayings import all_pages, present
 

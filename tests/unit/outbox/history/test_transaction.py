@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import anyio
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -22,7 +23,6 @@ from letopis.outbox.file.change_watcher import FileWatcher
 from letopis.store import InvalidInput, MessageEdited, MessageSent, OutboxFull, OutboxUnavailable
 from tests.support.outboxes import prune
 from tests.support.relays import sql
-from tests.unit.outbox.file.test_writer import in_anyio, in_asyncio
 
 purse = sa.Table("purse", sa.MetaData(), sa.Column("owner", sa.Text, primary_key=True), sa.Column("left", sa.Integer))
 
@@ -108,6 +108,19 @@ async def test_a_lock_of_another_process_is_given_up(tmp_path: Path, monkeypatch
         async with history.transaction() as tx:
             await tx.append("c1", Message.user("later"))
         assert await said(history) == ["later"]
+
+
+async def in_asyncio(append: Callable[[], Any], after: float) -> Any:
+    task = asyncio.ensure_future(append())
+    await asyncio.sleep(after)
+    task.cancel()
+    return (await asyncio.gather(task, return_exceptions=True))[0]
+
+
+async def in_anyio(append: Callable[[], Any], after: float) -> Any:
+    with anyio.move_on_after(after):
+        return await append()
+    return asyncio.CancelledError()
 
 
 @pytest.mark.parametrize("cancelled", [in_asyncio, in_anyio])

@@ -34,7 +34,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from tests.support.pruning import prune
+from tests.support.outboxes import prune
 from tests.support.relays import deliver_all, lane, say, sql
 from tests.support.sayings import change, present
 
