@@ -4,6 +4,8 @@ import asyncio
 import logging
 import random
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -93,6 +95,17 @@ async def test_work_that_sqlite_may_have_rolled_back_fails_alone(outbox: OutboxF
     assert isinstance(bad, OutboxUnavailable | OutboxFull) and code in str(bad)
     assert all(isinstance(one, Appended) for one in appended)
     await check_whole(outbox)
+
+
+async def test_a_lock_of_another_process_is_waited_for(outbox: OutboxFile) -> None:
+    other = sqlite3.connect(outbox.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.4, other.execute, ("COMMIT",)).start()
+    started = time.monotonic()
+
+    assert (await outbox.append(said())).written == 2
+    assert time.monotonic() - started >= 0.3
+    other.close()
 
 
 async def test_a_lock_that_stays_is_given_up_and_nothing_is_written(

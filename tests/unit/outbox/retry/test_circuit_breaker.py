@@ -11,7 +11,6 @@ from letopis.outbox.retry.circuit_breaker import (
     RAMP_START_EVENTS,
     UNCERTAIN_PROBE_WAIT_SECONDS,
     Breaker,
-    BreakerState,
 )
 from letopis.outbox.retry.policy import MIN_DELAY_SHARE, RetryPolicy
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -35,14 +34,6 @@ def probe(hands: Hands, breaker: Breaker, *, after: float | None = None) -> floa
     hands.advance(wait if after is None else after)
     assert breaker.begin_probe()
     return wait
-
-
-def test_it_opens_on_the_first_fault_and_says_since_when_and_why() -> None:
-    hands, breaker = made()
-    hands.advance(5)
-    breaker.trip(DOWN, ["a"])
-    assert (breaker.state, breaker.reason, breaker.suspects) == (BreakerState.OPEN, "unavailable refused", {"a"})
-    assert breaker.since_us == Clock(now=hands.now).now_us()
 
 
 def test_probes_come_after_one_two_four_seconds_up_to_a_minute_and_never_end() -> None:
