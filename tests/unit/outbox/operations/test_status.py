@@ -23,8 +23,9 @@ async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> Non
     moment = datetime(2026, 11, 25, tzinfo=UTC)
     async with History(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
         await history.append("c1", Message.user("é"), metadata={"k": 1})
+        moment += timedelta(seconds=30)
         await history.append("c2", Message.user("two"))
-        moment += timedelta(seconds=90)
+        moment += timedelta(seconds=60)
         await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'c2'")
 
         found = await history.status()
