@@ -58,15 +58,9 @@ def an_alert(kind: IncidentKind, *, locale: str | None, seconds: float = 1_860, 
     return build_alert(pending, outbox="bot.outbox.db", now=SINCE + timedelta(seconds=seconds), locale=locale)
 
 
-@pytest.mark.parametrize(
-    ("locale", "expected"),
-    [
-        *((locale, "ru") for locale in ("ru", "ru-RU", "ru_RU.UTF-8", "RU")),
-        *((locale, "en") for locale in ("en-GB", "de", "", None, "../../etc")),
-    ],
-)
-def test_the_language_of_a_locale(locale: str | None, expected: str) -> None:
-    assert language_of(locale) == expected
+def test_the_language_of_a_locale() -> None:
+    assert {language_of(locale) for locale in ("ru", "ru-RU", "ru_RU.UTF-8", "RU")} == {"ru"}
+    assert {language_of(locale) for locale in ("en-GB", "de", "", None, "../../etc")} == {"en"}
 
 
 HOUR, DAY = 3_600, 86_400

@@ -87,12 +87,6 @@ async def test_concurrent_undos_take_a_turn_each(history: History) -> None:
     assert len(await path(history)) == 12
 
 
-@pytest.mark.parametrize("turns", [0, -1, True, "1", None])
-async def test_a_wrong_number_of_turns(history: History, turns: Any) -> None:
-    with pytest.raises(InvalidInput, match="turns"):
-        await history.chat("c1").undo(turns)
-
-
 async def test_all_kinds_of_ids_are_found(history: History) -> None:
     """Chosen by the caller, made by the message, and of an event of the caller's own making."""
     made = Message.user("made")
@@ -159,11 +153,15 @@ async def test_deleted_is_gone(history: History, tmp_path: Path) -> None:
                 await call
 
 
-async def test_there_is_no_such_conversation(history: History) -> None:
+async def test_there_is_no_such_conversation_or_number_of_turns(history: History) -> None:
     nowhere = history.chat("nowhere")
     for call in (nowhere.archive, nowhere.restore, nowhere.delete, nowhere.activate):
         with pytest.raises(InvalidInput, match="no such conversation"):
             await call()
+    turns: Any
+    for turns in (0, -1, True, "1", None):
+        with pytest.raises(InvalidInput, match="turns"):
+            await nowhere.undo(turns)
     assert await nowhere.regenerate() == ()
     assert await nowhere.conversation() is None
 

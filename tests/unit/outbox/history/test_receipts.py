@@ -41,12 +41,15 @@ async def test_without_a_relay_it_is_false_when_the_time_is_over(history: Histor
     assert await receipt.state() is Saved.PENDING
 
 
-async def test_a_blocked_conversation_is_told_at_once(history: History) -> None:
+async def test_a_blocked_conversation_is_told_at_once_and_not_waited_for(history: History) -> None:
+    assert await history.drained(timeout=1)
     receipt = await history.append("c1", Message.user("hi"))
+    assert not await history.drained(timeout=0.05)
     waiting = asyncio.ensure_future(receipt.saved())
     await asyncio.sleep(0.05)
     await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
     assert not await asyncio.wait_for(waiting, 10)
+    assert not await asyncio.wait_for(history.drained(), 10)
     assert await receipt.state() is Saved.BLOCKED
 
 
@@ -68,14 +71,6 @@ async def test_waiting_ends_with_the_history(tmp_path: Path) -> None:
         await waiting
     with pytest.raises(Closed):
         await receipt.saved(timeout=1)
-
-
-async def test_drained_does_not_wait_for_what_waits_for_a_person(history: History) -> None:
-    assert await history.drained(timeout=1)
-    await history.append("c1", Message.user("hi"))
-    assert not await history.drained(timeout=0.05)
-    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
-    assert not await asyncio.wait_for(history.drained(), 10)
 
 
 def _block(connection: sa.Connection) -> None:

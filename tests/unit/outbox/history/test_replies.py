@@ -435,7 +435,6 @@ async def test_what_is_confirmed_first_is_finished_first(history: History) -> No
 
 async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) -> None:
     told: list[tuple[Unconfirmed, ...]] = []
-
     tell = told.append
     async with opened(tmp_path) as history:
         whole = await write(history, "whole", owner="42")
