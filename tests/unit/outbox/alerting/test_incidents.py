@@ -138,7 +138,6 @@ class World:
 BUSY, DOWN, OWED = {"events": 10}, {"breaker": AWAY}, {"lanes": {"a": lane_view("a")}, "newest": 1}
 REFUSED_LANE = {"a": lane_view("a", blocked=True)}
 DEAD, WORKS = {"beat": False}, {"progress": True}
-JUMPS = (-3_600, 24 * 3_600, 365 * 86_400)
 WELL_AGAIN = {"breaker": WELL, "events": 0, **WORKS}
 BEGINS, FIRES, ENDS = ((STORE_DOWN, state) for state in (PENDING, FIRING, RESOLVED))
 NO_RELAY, RELAY_BACK, STUCK_LANE, LANE_ENDS = (

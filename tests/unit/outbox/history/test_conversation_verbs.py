@@ -154,11 +154,10 @@ async def test_deleted_is_gone(history: History, tmp_path: Path) -> None:
 
 
 async def test_there_is_no_such_conversation_or_number_of_turns(history: History) -> None:
-    nowhere = history.chat("nowhere")
+    nowhere: Any = history.chat("nowhere")
     for call in (nowhere.archive, nowhere.restore, nowhere.delete, nowhere.activate):
         with pytest.raises(InvalidInput, match="no such conversation"):
             await call()
-    turns: Any
     for turns in (0, -1, True, "1", None):
         with pytest.raises(InvalidInput, match="turns"):
             await nowhere.undo(turns)
