@@ -74,14 +74,14 @@ class _Proof:
         many, files, chance = self._options.many, self._files, Random(self._options.seed)
         data, wal, store = files.closed.read_bytes(), _wal(files.living).read_bytes(), files.store.read_bytes()
         what = "one bit flipped in a closed file"
-        tries: Iterable[Try] = ((flipped(data, chance), None) for _ in range(many(420, 80)))
+        tries: Iterable[Try] = ((flipped(data, chance), None) for _ in range(many(420, 40)))
         yield await self._tried(what, files.closed, tries, 400, "bits", against=files.url)
         yield self._unseen("outbox", "changed what a reader sees, and the check said ok")
         for name, damage in DAMAGES.items():
             tries = [(damage(data, chance), None) for _ in range(many(60, 4))]
             yield await self._tried(name, files.closed, tries, 50, "files", against=files.url)
         # What is in the WAL was not delivered: only the file itself can tell.
-        tries = ((None, flipped(wal, chance)) for _ in range(many(320, 50)))
+        tries = ((None, flipped(wal, chance)) for _ in range(many(320, 20)))
         yield await self._tried("one bit flipped in a WAL", files.living, tries, 300, "bits")
         yield self._unseen("WAL of the outbox", "commits silently dropped, and the check said ok")
         # A tail that is gone: where the history store has more than the file it shows, else only in a transaction.
@@ -177,7 +177,7 @@ class _Proof:
         # The newest events first: among them are those that are pending.
         newest = reversed(leaf_pages(source, "letopis_outbox_events"))
         pairs = list(product(newest, leaf_pages(source, "letopis_outbox_lanes")))
-        for number, pair in enumerate(pairs[: self._options.many(len(pairs), 12)]):
+        for number, pair in enumerate(pairs[: self._options.many(len(pairs), 6)]):
             path = self._put(source, with_noise(source.read_bytes(), pair, chance))
             new = path.with_name("new.outbox.db")
             receipt = await salvage(path, new)

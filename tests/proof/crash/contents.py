@@ -70,7 +70,7 @@ async def kill(setting: Setting) -> Tally:
     await migrated(setting.url)
     world, chance, done = setting.world(), random.Random(setting.seed), list[Done]()
     tally = world.tally
-    for seed in range(setting.many(KILLS, 4) if not setting.defect else 8):
+    for seed in range(setting.many(KILLS, 2) if not setting.defect else 8):
         given, reports, seconds = (str(world.outbox), world.url), chance.randrange(1, 9), chance.random() * 0.02
         killing = partial(kill_after, context(), live, *given, reports=reports, seconds=seconds)
         done += await asyncio.to_thread(killing, seed=seed, defect=setting.defect)

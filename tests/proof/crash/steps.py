@@ -94,7 +94,7 @@ async def erase(setting: Setting, *, kind: str) -> Tally:
     two = replace(one, name=SECOND)
     steps = SECOND_STEPS[:1] if setting.defect else (*FIRST_STEPS, *SECOND_STEPS)
     for number, (how, step) in enumerate(product(("reset", "delete"), steps)):
-        if number % 4 == 0 or not setting.options.short:
+        if number % 5 == 0 or not setting.options.short:
             await _erase_once(one, two, kind, how, step.name, number, setting.defect)
     return await one.judge(two.outbox)
 
