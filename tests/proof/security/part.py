@@ -1,4 +1,4 @@
-"""Part: injection, isolation, modes, passwords, and what bandit finds in the source."""
+"""Part: injection, isolation, modes, passwords, the console from outside, and rules that the source is held to."""
 
 import json
 import subprocess
@@ -8,11 +8,18 @@ from importlib.util import find_spec
 from typing import Final
 
 from tests.proof.harness import Experiment, Setting, Tally
-from tests.proof.security import isolation, planted, sql_rule
+from tests.proof.security import console, isolation, planted, sql_rule
 
-OWN_RULE: Final = (
-    "B608",
-)  # what bandit looks for by the words of a statement; `tests/rules/test_sql_rule.py` does by what it is made of
+OWN_RULE: Final = ("B608",)  # what bandit looks for by the words of a statement; `sql_rule` does by what it is made of
+
+
+def built(setting: Setting) -> Tally:
+    if setting.control:
+        found = [name for name, source in sql_rule.PLANTED.items() if sql_rule.broken("planted.py", source)]
+        return Tally(len(sql_rule.PLANTED), problems=found, notes=f"{len(found)} found")
+    wrong = [str(one) for one in sql_rule.unreasoned()]
+    notes = f"{len(sql_rule.ALLOWED)} places allowed, each for a reason that is written down"
+    return Tally(len(list(sql_rule.sources())), problems=wrong, notes=notes)
 
 
 def bandit(setting: Setting) -> Tally:
@@ -25,7 +32,7 @@ def bandit(setting: Setting) -> Tally:
     tally.blame(
         f"{one['filename']}:{one['line_number']} {one['test_id']} {one['issue_text']}" for one in report["results"]
     )
-    tally.notes = "" if setting.control else f"without {', '.join(OWN_RULE)}: a rule of our own looks closer"
+    tally.notes = "" if setting.control else f"without {', '.join(OWN_RULE)}: the rule above looks closer"
     return tally
 
 
@@ -58,6 +65,24 @@ TABLE: Final = (
         *(planted.passwords, "runs"),
     ),
     _control("a message that quotes the URL", planted.passwords, "messages"),
+    _alone("alerts that are answered with a redirect: 0 are sent on", console.redirected, "requests", 10),
+    _control("the same with redirects followed", console.followed, "requests"),
+    _alone(
+        "the console without a session, as proxies, other sites and this machine ask: 0 pages, 0 changes",
+        *(console.without_session, "requests", 100),
+    ),
+    _control("the same with open_reading", console.without_session, "requests"),
+    _alone("copies of a cookie after signing out, links that were used: 0 are let in", console.ended, "requests", 60),
+    _control("the same where only the browser ends a session", console.ended, "requests"),
+    _alone(
+        "forms without an end, to every path: 0 are taken in without their session's token",
+        console.endless,
+        "forms",
+        20,
+    ),
+    _control("the same where a form is read before its token is checked", console.endless, "forms"),
+    _alone("statements that are built of values; pickle, marshal, yaml.load, eval, exec, shell=True", built, "modules"),
+    _control("the same, planted", built, "snippets"),
     _bandit("bandit, medium and high", bandit, "lines"),
     _bandit("bandit on what is planted", bandit, "snippets", control=True),
 )
