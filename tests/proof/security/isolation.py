@@ -1,24 +1,33 @@
 """Give two owners nearly the same id: neither reads, counts, exports or erases the other's data."""
 
+import asyncio
+import io
+import logging
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from random import Random
 from typing import Any, Final
+from unittest.mock import patch
 
 import sqlalchemy as sa
 
 from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.telemetry.logging import JsonFormatter, TextFormatter
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, InvalidInput, LetopisError, Message
 from letopis.store.database.schema import conversations, events, messages, owners
 from letopis.store.testing.identifiers import HOSTILE
 from tests.proof.harness import Setting, Tally
-from tests.proof.inputs.running import opened
+from tests.proof.inputs.running import BLOCK_AT_ONCE, opened
 from tests.support.moves import run_sql
+from tests.support.relays import POISON, ToldStore
 from tests.support.sayings import all_pages
 from tests.support.values.hostile import SQL, kinds
+
+SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"  # what no line of a log may hold; a line feed ends it
 
 
 async def rows_of(url: str, owner: str) -> dict[str, Any]:
@@ -103,6 +112,57 @@ CALLS: Final[Sequence[Call]] = (
     lambda history, store, name: store.outbox_access.path_of(name, [name]),
     lambda history, store, name: store.conversations(after=name),
 )
+
+
+@contextmanager
+def heard() -> Any:
+    """Record every record of `letopis`, as text, as JSON, and as the plainest formatter shows it."""
+    streams = [io.StringIO() for _ in range(3)]
+    formatters = (TextFormatter(), JsonFormatter(), logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("letopis")
+    handlers = [logging.StreamHandler(stream) for stream in streams]
+    for handler, formatter in zip(handlers, formatters, strict=True):
+        handler.setFormatter(formatter)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        with patch.object(logger, "handlers", [*logger.handlers, *handlers]):
+            yield streams
+    finally:
+        logger.setLevel(level)
+
+
+def raw_signs(text: str) -> list[str]:
+    """Return the lines of a log that hold what forges lines or moves cursors."""
+    return [f"{line!a:.160}" for line in text.split("\n") if any(sign in line for sign in SIGNS)]
+
+
+async def logged(setting: Setting) -> Tally:
+    """Have every id blocked by the store, so that the relay tells of it."""
+    ids = hostile()[: setting.many(10_000, 60)]
+    # One success beside each makes it the event's fault; a store that refuses everything blocks no conversation.
+    refusing = ToldStore(lambda batch: POISON if any(one.conversation_id in ids for one in batch) else None)
+    with heard() as streams:
+        async with History(setting.folder / "logged.outbox.db", relay=False, watch=False) as history:
+            relay = Relay(history.outbox, refusing, policy=BLOCK_AT_ONCE)  # type: ignore[arg-type]
+            for name in ids:
+                try:
+                    await history.append(name, Message.user("words"), owner=name)
+                except InvalidInput:
+                    logging.getLogger("letopis").debug("refused")
+                await history.append("a sound conversation", Message.user("words"))
+                await asyncio.wait_for(relay.drain_once(), 60)
+    told = "".join(stream.getvalue() for stream in streams)
+    return Tally(told.count("\n"), problems=raw_signs(told))
+
+
+def logged_raw(setting: Setting) -> Tally:
+    """The control: what a logger shows that is given an id with %s."""
+    ids = hostile()[: setting.many(10_000, 60)]
+    with heard() as streams:
+        for name in ids:
+            logging.getLogger("letopis.control").warning("blocked: %s", name)
+    return Tally(len(ids), problems=raw_signs(streams[2].getvalue()))
 
 
 async def built_by_hand(setting: Setting) -> Tally:

@@ -1,4 +1,4 @@
-"""Part: injection, isolation, modes, passwords, the console from outside, and rules that the source is held to."""
+"""Part: injection, isolation, modes, secrets, the console from outside, and rules that the source is held to."""
 
 import json
 import subprocess
@@ -55,6 +55,16 @@ TABLE: Final = (
     _control_on_sqlite(
         "the same where ids are folded as a careless collation compares them", isolation.isolated, "looks"
     ),
+    Experiment(
+        "what was said, planted in a store's own errors: 0 in exceptions, logs, alerts, status, doctor",
+        *(planted.quoted, "places"),
+        short=False,
+    ),
+    _alone(
+        "logs about hostile ids, as text, as JSON and by a plain formatter: no raw CR, ESC, NUL, U+202E, U+2028",
+        *(isolation.logged, "lines"),
+    ),
+    _control("a logger that is given the id with %s", isolation.logged_raw, "lines"),
     _alone(
         "files written under umask 000, 022, 077: the outbox, its -wal and -shm, the store, exports, letopis.toml",
         *(planted.modes, "files"),

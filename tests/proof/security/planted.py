@@ -1,18 +1,74 @@
-"""Plant passwords, and search what commands print for them; write every file, and look at its mode."""
+"""Plant secrets and personal words, let everything speak, and search what it says for them."""
 
 import asyncio
+import json
+import logging
 import os
+import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from letopis.outbox import History
-from letopis.store import Message
+from letopis.outbox import History, Rules
+from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.telemetry.logging import escape
+from letopis.store import ConversationStore, LetopisError, Message
+from letopis.store.model.codec import encode
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import uuid7
+from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
 from tests.proof.harness import Setting, Tally
 from tests.proof.inputs.commands import here
-from tests.support.values.secrets import BODY, DSNS, NAME, OTHER, leaks
+from tests.proof.inputs.running import BLOCK_AT_ONCE
+from tests.proof.security.isolation import heard
+from tests.support.fix_disk import NotHere
+from tests.support.store_changes import run_there
+from tests.support.values.secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
+
+_SQLITE: Final = """
+CREATE TRIGGER quote BEFORE INSERT ON letopis_events WHEN NEW.conversation_id LIKE 'poison%'
+BEGIN SELECT RAISE(ABORT, 'refused: ' || NEW.data); END
+"""
+_FUNCTION: Final = """
+CREATE FUNCTION quote_and_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'refused: %', NEW USING ERRCODE = 'check_violation', DETAIL = NEW::text, HINT = NEW::text;
+END $$
+"""
+_POSTGRESQL: Final = """
+CREATE TRIGGER quote BEFORE INSERT ON letopis_events FOR EACH ROW WHEN (NEW.conversation_id LIKE 'poison%')
+EXECUTE FUNCTION quote_and_refuse()
+"""
+_MARIADB: Final = """
+CREATE TRIGGER quote BEFORE INSERT ON letopis_events FOR EACH ROW BEGIN
+  DECLARE words VARCHAR(500);
+  IF LEFT(NEW.conversation_id, 6) = 'poison' THEN
+    SET words = LEFT(CONCAT('refused: ', NEW.data), 120);
+    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = words, MYSQL_ERRNO = 3819;
+  END IF;
+END
+"""
+UNABLE: Final = {
+    "sqlite": "RAISE takes an expression since SQLite 3.47" if sqlite3.sqlite_version_info < (3, 47) else ""
+}
+"""Which store's errors quote no value, and why."""
+TRIGGERS: Final = {"sqlite": (_SQLITE,), "postgresql": (_FUNCTION, _POSTGRESQL), "mariadb": (_MARIADB,)}
+"""Makes a store refuse the messages of a conversation, and quote them in its error."""
+
+
+class Collector:
+    """A channel that keeps what it is to send."""
+
+    name = "collector"
+    recipient = "collector"
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+
+    async def send(self, alert: Alert) -> None:
+        self.got.append(f"{alert!r}")
 
 
 def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
@@ -46,6 +102,48 @@ async def _waiting(path: Path) -> None:
         await history.append("c1", Message.user(BODY, name=NAME, metadata={"token": OTHER}))
 
 
+async def _heard(setting: Setting) -> dict[str, str]:
+    """Let a store quote messages in its errors; return the exception, the log, the alerts and the figures."""
+    collector = Collector()
+    async with ConversationStore.open(setting.url, migrate=True) as store:
+        await run_there(setting.url, *TRIGGERS[setting.kind])
+        error = await _refused(store)
+        with heard() as streams:
+            logging.getLogger("sqlalchemy.engine").setLevel(logging.WARNING)
+            given: Any = {"policy": BLOCK_AT_ONCE, "rules": Rules(hold=0.0, stuck_after=0.0, resolve_after=0.1)}
+            path = setting.folder / "planted.outbox.db"
+            async with History(path, store=store, channels=(collector,), **given) as history:
+                for name in (HOSTILE, "fine"):
+                    await history.append(name, Message.user(BODY, name=NAME, metadata={"token": OTHER}), owner="owner")
+                for _ in range(100):
+                    status = await history.status()
+                    if status.lanes["blocked"] and collector.got:
+                        break
+                    await asyncio.sleep(0.1)
+    return {
+        "exception": f"{error} {error!r} {getattr(error, '__notes__', '')} {escape(error)}",
+        "log": "".join(stream.getvalue() for stream in streams),
+        "alerts": "".join(collector.got),
+        "status": json.dumps(status.to_json(), default=str) if status.lanes["blocked"] else "",
+    }
+
+
+def quoted(setting: Setting) -> Tally:
+    """Let everything speak that has met an error with a message in it, and the command about what is blocked."""
+    if reason := UNABLE.get(setting.kind):
+        raise NotHere(reason)
+    shown = asyncio.run(_heard(setting))
+    with chdir(setting.folder):
+        for words in (("status", "--json"), ("doctor", "--json"), ("outbox", "list"), ("healthcheck",)):
+            said = here((*words, "--outbox", "planted.outbox.db", "--store", setting.url))
+            shown[" ".join(words)] = said.out + said.err
+    tally = Tally(len(shown), problems=leaks(shown["exception"], ()))
+    for what, text in shown.items():
+        tally.blame((one for one in (BODY, NAME, OTHER, PASSWORD) if one in text), where=what)
+        tally.require(text != "", f"{what}: says nothing")
+    return tally
+
+
 def passwords(setting: Setting) -> Tally:
     """Give commands URLs that hold passwords; the control is a message that quotes them."""
     names = list(DSNS)[: setting.many(len(DSNS), 3)]
@@ -54,6 +152,17 @@ def passwords(setting: Setting) -> Tally:
         return Tally(len(names), problems=shown)
     runs, found = commands(setting.folder, names)
     return Tally(runs, problems=found)
+
+
+async def _refused(store: ConversationStore) -> BaseException:
+    event = encode(Event.of(Message.user(BODY, name=NAME), conversation_id="poison"), conversation_id="poison")
+    origin = Origin(origin_id=uuid7(), epoch=1, name="planted")
+    batch = LaneBatch(conversation_id="poison", deliveries=(SequencedEvent(sequence=1, event=event),))
+    try:
+        await store.apply(origin, [batch])
+    except LetopisError as error:
+        return error
+    return AssertionError("the trigger refused nothing")
 
 
 UMASKS: Final = (0o000, 0o022, 0o077)
