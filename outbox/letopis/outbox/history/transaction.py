@@ -96,14 +96,16 @@ class Transaction:
                 await tx.append("chat-1", Message.assistant("Ordered."))
 
         What was added is flushed at the end of the block, and commits and rolls back with the transaction. The session
-        works in a savepoint: its ``commit()`` keeps what was written so far for the transaction's commit, its
-        ``rollback()`` takes back what was written since, appends of this transaction included.
+        works in a savepoint, from the beginning of the block and then, after a ``commit()`` or ``rollback()`` of its
+        own, from its next statement: ``commit()`` keeps what was written so far for the transaction's commit,
+        ``rollback()`` takes back what was written in the savepoint, appends of this transaction included.
 
         :raises Closed: the outbox is open in another event loop, where the session would belong.
         """
         session = AsyncSession(self.connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
         async with session:
             try:
+                await session.connection()  # or its savepoint begins with its first statement, after an append
                 yield session
                 await run_to_completion(session.commit())
             except DBAPIError:

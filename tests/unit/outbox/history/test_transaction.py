@@ -214,6 +214,17 @@ async def test_an_exception_leaves_nothing(shop: History, inside: bool) -> None:
     assert (await shop.append("c1", Message.user("after"))).sequence == 2
 
 
+async def test_a_session_that_fails_before_its_first_statement_takes_back_what_was_appended(shop: History) -> None:
+    async with shop.transaction() as tx:
+        with pytest.raises(LookupError):
+            async with tx.session():
+                await tx.append("c1", Message.user("taken back"))
+                raise LookupError
+        await tx.append("c1", Message.user("kept"))
+
+    assert await said(shop) == ["kept"]
+
+
 async def test_a_session_that_fails_takes_back_its_own_part_alone(shop: History) -> None:
     """The receipt of an append in a savepoint that was rolled back said "saved" once the event that took its place had
     been delivered and pruned."""
