@@ -1,6 +1,8 @@
 """Histories that are opened on first use, in processes that fork, or end without closing."""
 
 import asyncio
+import itertools
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -113,3 +115,37 @@ def test_a_forked_child_neither_inherits_it_nor_disturbs_it(tmp_path: Path) -> N
     assert (done.stderr, done.returncode) == ("", 0)
     assert kept(tmp_path / "parent.db") == ["parent", "parent again"]
     assert kept(tmp_path / "child.db") == ["child"]
+
+
+@posix_only("kill -9")
+def test_a_bot_on_uvloop_delivers_and_loses_nothing_when_it_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("uvloop", reason="needs uvloop: pip install --group adapters")
+    code = """
+        import itertools, sys, uvloop
+        from letopis import History, Message
+
+        async def talk():
+            async with History(sys.argv[1]) as history:
+                receipt = await history.append("c1", Message.user("0"))
+                print(int(await receipt.saved(timeout=60)), flush=True)
+                for number in itertools.count(1):
+                    await history.append("c1", Message.user(str(number)))
+                    print(number, flush=True)
+
+        uvloop.run(talk())
+    """
+    path = tmp_path / "bot.outbox.db"
+    told = []
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE, text=True
+    ) as bot:
+        assert bot.stdout is not None
+        assert bot.stdout.readline() == "1\n"  # delivered
+        told = [line.strip() for line in itertools.islice(bot.stdout, 50)]
+        bot.kill()
+        told += bot.stdout.read().split()
+
+    there = kept(path)
+
+    assert there[1 : len(told) + 1] == told
+    assert there == [str(number) for number in range(len(there))]

@@ -44,8 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = {item.nodeid for item in items}
     for item in items:
         twin = item.nodeid.replace("mariadb", "postgresql")
-        if item.get_closest_marker("same_sql") is not None:
-            twin = twin.replace("postgresql", "sqlite")
         cost = table["tests"].get(item.nodeid)
         if cost is not None or (twin != item.nodeid and twin in names):
             item.add_marker(pytest.mark.slow)

@@ -7,7 +7,6 @@ in a line for any words, as a line of its own for any lines.
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -89,12 +88,6 @@ def typed(command: str, folder: Path) -> str:
     environment["PATH"] = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"
     words = ["sh", "-c", f"exec 2>&1; {command}"]
     return ran(*words, cwd=folder, env=environment, encoding="utf-8", timeout=TIMEOUT_SECONDS).stdout
-
-
-def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program of a page as ``bot.py`` in a folder; a warning is an error."""
-    (folder / "bot.py").write_text(code, encoding="utf-8")
-    return ran(sys.executable, "-W", "error", "bot.py", cwd=folder, timeout=TIMEOUT_SECONDS)
 
 
 def main() -> int:

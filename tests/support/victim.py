@@ -15,8 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-import sqlalchemy as sa
-
 from letopis.outbox import History, Receipt, Relay, UnsentReply
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner, Retention
@@ -334,37 +332,6 @@ def stream(outbox: str, store: str, report: Connection, *, seed: int, count: int
 
     logging.disable()
     asyncio.run(live())
-
-
-def finish_reply(outbox: str, report: Connection, at: str) -> None:
-    """Finish a streamed reply together with a row of the bot's own; send the place ``at`` there, and wait."""
-    spend = sa.text("UPDATE balance SET credits = credits - 1")
-
-    async def reached(place: str) -> None:
-        if place == at:
-            report.send(at)
-            await asyncio.sleep(60)
-
-    async def live() -> None:
-        async with History(outbox, relay=False, watch=False) as history:
-            async with history.outbox.engine.begin() as connection:
-                await connection.execute(sa.text("CREATE TABLE balance (credits INTEGER)"))
-                await connection.execute(sa.text("INSERT INTO balance VALUES (10)"))
-            async with history.reply("chat-1", every=0, confirm=False) as reply:
-                await reply.add("hello there")
-                while reply.kept < len("hello there"):  # noqa: ASYNC110 - there is nothing to wait for
-                    await asyncio.sleep(0.01)
-                await reached("draft")
-                async with history.transaction() as tx:
-                    await tx.execute(spend)
-                    await tx.finish(reply)
-                    await reached("finished")
-                await reached("committed")
-
-    asyncio.run(live())
-
-
-# --- relays ---------------------------------------------------------------------------------------------------------
 
 
 def relay(outbox: str, store: str, *, defects: Sequence[str] = ()) -> None:

@@ -31,7 +31,6 @@ def create_store_engine(
     *,
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     pool_size: int = 5,
-    allow_memory: bool = False,
 ) -> AsyncEngine:
     """Create the engine of a history store. Nothing is opened before the first connection."""
     # READ COMMITTED on servers. On SQLite transactions begin as the execution option sqlite_begin says: IMMEDIATE,
@@ -41,7 +40,7 @@ def create_store_engine(
         raise ConfigurationError(f"timeouts must be Timeouts(...), not {type(timeouts).__name__}")
     if isinstance(pool_size, bool) or not isinstance(pool_size, int) or not 1 <= pool_size <= MAX_CONNECTIONS:
         raise ConfigurationError(f"pool_size must be a whole number from 1 to {MAX_CONNECTIONS}")
-    url = normalise_url(url, allow_memory=allow_memory)
+    url = normalise_url(url)
     if (override := url.query.get("connect_timeout")) is not None:
         timeouts = Timeouts(connect=float(str(override)), statement=timeouts.statement, lock=timeouts.lock)
     pool_size = int(str(url.query.get("connections", pool_size)))
