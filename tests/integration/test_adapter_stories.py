@@ -36,8 +36,8 @@ RECORDS = {"langgraph"}
 # Those that name the conversation themselves, and answer the question that they were killed over after the restart, so
 # that it is asked once.
 BOTS = {"aiogram", "telegram"}
-# CI tells one story of each way to record: late, first, as records, as a bot of a chat. The contract, the kills and the
-# tests of each adapter hold for all. Of the frameworks' own stories it tells the control: the story is hard enough.
+# CI tells one story of each way to record: late, first, as records, as a bot of a chat, and of the frameworks' own the
+# control, which shows that the story is hard enough. The nightly `nox -s adapters` tells them all.
 TOLD = {"langchain", "llama_index", "langgraph", "agent_framework", "telegram"}
 CONTROL = "langchain"
 EACH = [pytest.param(name, marks=[pytest.mark.comparison] * (name not in TOLD)) for name in FRAMEWORKS]
