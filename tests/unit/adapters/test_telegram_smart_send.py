@@ -41,6 +41,19 @@ async def only(parts: BotParts) -> RecordedMessage:
     return message
 
 
+async def test_an_empty_answer_and_limits_beyond_those_of_telegram_are_refused(
+    sender: SmartSender, parts: BotParts
+) -> None:
+    limits: tuple[dict[str, Any], ...] = ({"threshold": 5000}, {"threshold": 63}, {"preview": 1000})
+    for wrong in limits:
+        with pytest.raises(ValueError, match="must be"):
+            SmartSender(parts.outgoing, **wrong)
+    for text in ("", " \n "):
+        with pytest.raises(ValueError, match="empty"):
+            await sender.send(Telegram(), PLACE, text)
+    assert await parts.history.chat(PLACE.owner).conversation() is None
+
+
 async def test_a_short_answer_is_a_message(sender: SmartSender, parts: BotParts) -> None:
     telegram = Telegram()
     sent = await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])

@@ -203,6 +203,22 @@ async def test_chats_that_the_index_forgot_get_numbers_after_the_others(history:
     assert record.value == {"username": "ada", "next_chat_number": 4}
 
 
+async def test_a_listed_chat_without_a_file_is_told(history: History, folder: Folder) -> None:
+    folder.index(A, metadata(A, 1))
+    result = await import_folder(history, folder.path)
+    assert "which has no file" in told(result) and "names an active chat that is not there" in told(result)
+    assert await active(history) is None
+
+
+async def test_bytes_that_are_no_text_cost_no_chat(history: History, folder: Folder) -> None:
+    folder.only(metadata(A, 1), message(1, "Hello, world"))
+    path = folder.path / f"user_{USER}" / f"{A}.json"
+    path.write_bytes(path.read_bytes().replace(b"Hello", b"Hell\xff"))
+    result = await import_folder(history, folder.path)
+    assert [one.text for one in await history.messages(A)] == ["Hell\ufffd, world"]
+    assert "no UTF-8" in told(result)
+
+
 async def test_a_file_that_was_still_to_be_renamed_gives_its_message(history: History, folder: Folder) -> None:
     """The bot was killed between the two renamings of a save."""
     folder.write(f"{A}.json.tmp", {"metadata": metadata(A, 1), "messages": [message(1), message(2, "Успел")]})

@@ -1,14 +1,17 @@
 """What is pending, and what is delivered next."""
 
+import tracemalloc
 from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from letopis import Message, OutboxFile, Seen
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log import lanes
 from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
+from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import DueBatches, count_lanes, delivered_positions, next_batch
 from tests.support.relays import lane, say, sql
@@ -51,6 +54,28 @@ async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1, "b": 1}  # only what begins the conversations
     await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 1}, now_us=0))
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1}
+
+
+async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> None:
+    """Of two thousand lanes, and of one with eight hundred kilobytes, no more is read than a batch takes."""
+
+    def fill(connection: sa.Connection) -> None:
+        said = [prepare("long", [Message.user("x" * 20_000) for _ in range(40)])]
+        said += [prepare(f"c{number}", [Message.user("x")]) for number in range(2_000)]
+        append_events(connection.connection.cursor(), said, now_us=1)
+
+    def batch(connection: sa.Connection) -> tuple[DueBatches, int]:
+        tracemalloc.start()
+        try:
+            found = next_batch(connection, waits=WAITS, max_bytes=100_000, max_lanes=2)
+            return found, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    await outbox.write(fill)
+    found, peak = await outbox.read(batch)
+    assert sizes(found) == {"long": 4, "c0": 2}
+    assert peak < 150_000
 
 
 async def test_an_append_with_a_condition_goes_whole(outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from letopis.outbox import History
+from letopis.outbox import History, RecordPut
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lanes import count_lanes, next_batch
 from letopis.outbox.event_log.records.changes import prepare_clear, prepare_put, together
 from letopis.outbox.event_log.retention import prune_bodies
-from letopis.store import ABSENT, ConversationRewound, Message, RecordConflict
+from letopis.store import ABSENT, ConversationRewound, Message, OutboxFull, RecordConflict
 from tests.support.relays import sql
 
 CP = ("cp",)
@@ -96,7 +97,34 @@ async def test_conditions_of_one_commit_see_each_other(history: History) -> None
 
     appends = [put(1), put(2), together(scope, prepare_clear(scope, CP)), put(3)]
     outcomes = await in_one_commit(history, appends)
+    await history.records(space="app").put(CP, "a", 4)  # the store has to decide the one before as it was meant
 
     assert [isinstance(outcome, RecordConflict) for outcome in outcomes] == [False, True, False, False]
     bodies = await rows(history, "SELECT body FROM letopis_outbox_record_bodies ORDER BY position")
-    assert bodies == [(b"1",), (b"3",)]
+    assert bodies == [(b"1",), (b"3",), (b"4",)]
+
+
+async def test_changes_of_several_lanes_are_written_all_or_none(history: History) -> None:
+    records = history.records(space="app", new=True)
+    puts = [RecordPut((f"{number}",), "a", number, ABSENT) for number in range(40)]
+    with pytest.raises(RecordConflict):
+        await records.put_many([*puts, puts[0]])
+    assert await rows(history, "SELECT count(*) FROM letopis_outbox_lanes") == [(0,)]
+
+    await records.put_many(puts)
+
+    assert len(await keys(history)) == 40
+    [(lanes,)] = await rows(history, "SELECT count(*) FROM letopis_outbox_lanes WHERE pending_since IS NOT NULL")
+    assert 1 < lanes <= 16
+
+
+async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, max_bytes=250_000) as history:
+        records = history.records(space="app")
+        await records.put(CP, "large", bytes(MIB))
+        async with history.transaction() as tx:
+            with pytest.raises(OutboxFull):
+                await tx.put(records, CP, "other", 1)
+        with pytest.raises(OutboxFull):
+            await records.put(CP, "other", 1)
+        assert await keys(history) == ["large"]

@@ -75,6 +75,9 @@ async def test_work_that_fails_fails_alone(outbox: OutboxFile) -> None:
             raise ValueError("mine")
         return number
 
+    with pytest.raises(ValueError, match="mine"):
+        await outbox.write(partial(insert, 2))  # in a transaction of its own
+    assert await sql(outbox, "SELECT n FROM t") == []
     writes = (outbox.write(partial(insert, number)) for number in (1, 2, 3, 3))
     one, bad, three, again, appended = await asyncio.gather(*writes, outbox.append(said()), return_exceptions=True)
 

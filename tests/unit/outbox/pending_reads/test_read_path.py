@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
 
@@ -19,6 +19,7 @@ from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.pending_reads import pending_search
 from letopis.outbox.pending_reads.pending_search import pending_of, snapshot
 from letopis.outbox.pending_reads.pending_slice import read_slice
+from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store import (
     Conflict,
@@ -267,6 +268,20 @@ async def test_slice_of_delivered_events_has_their_conflicts(outbox: OutboxFile)
     read = partial(read_slice, conversation_id="a", origin_id=outbox.origin.origin_id)
     for since, known in ((2, conflicts), (3, {})):
         assert (await outbox.read(partial(on_cursor, work=partial(read, since=since)))).conflicts == known
+
+
+@pytest.mark.parametrize(("events", "busy", "in_thread"), [(7, False, False), (7, True, True), (8, False, True)])
+async def test_a_few_events_are_read_in_the_loop_where_that_does_not_block_it(
+    outbox: OutboxFile, events: int, busy: bool, in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await say(outbox, "a", events)  # and the one that begins the conversation
+    if busy:
+        monkeypatch.setattr(outbox.probe, "read", lambda _: None)
+    gateway, read = Mock(spec=StoreGateway), AsyncMock(wraps=outbox.read)
+    with patch.object(OutboxFile, "read", read):
+        pending = await ReadPath(outbox, gateway)._pending("a", None, None)
+
+    assert (len(pending.rows), read.await_count) == (events + 1, int(in_thread))
 
 
 async def test_a_file_that_the_loop_cannot_read_is_read_in_the_thread(outbox: OutboxFile) -> None:

@@ -254,3 +254,9 @@ class TestCommand:
         assert out.count("12:00  User") == 60
         assert out.endswith("    слово 59\n")
         assert (plain.code, plain.out.count("слово")) == (0, 50)
+
+    def test_a_part_of_it_says_so(self, letopis: Any) -> None:
+        self.said(letopis, 3)
+        code, out, err = letopis("history", "show", "c1", "--transcript", "--last", "2")
+        assert (code, "слово 0" in out, "(Earlier messages may be missing here.)" in out) == (0, False, True)
+        assert "--before" in err

@@ -14,9 +14,9 @@ from letopis.store import (
 from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier
-from tests.support.sayings import send
+from tests.support.sayings import new_outbox, send
 from tests.support.sqlite_rows import rows
-from tests.support.statements import over
+from tests.support.statements import over, statements_of
 
 
 @pytest.mark.parametrize("retained", [1, 2])
@@ -37,6 +37,17 @@ async def test_erase_released_tells_whether_it_stripped_an_event(
         answers = [await over(store, lambda connection: eraser.erase_released(connection, now=1)) for _ in range(2)]
 
     assert answers == [True, False]
+
+
+async def test_erase_released_locks_no_conversation_that_retains_nothing(tmp_path: Path) -> None:
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        await new_outbox(store, "bystander", Message.user("one"))
+        eraser = (await store._runtime.prepared()).applier._eraser
+        with statements_of(store) as ran:
+            assert not await over(store, lambda connection: eraser.erase_released(connection, now=1))
+
+    assert ran
+    assert "bystander" not in repr(ran)
 
 
 async def test_what_a_fork_read_that_begins_and_ends_with_its_parent_is_stripped(tmp_path: Path) -> None:
