@@ -1,5 +1,6 @@
 """What is shipped: the contents of the sdist and the wheel, and the installed wheel beside a bot's own folders."""
 
+import json
 import os
 import re
 import sys
@@ -42,6 +43,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(built: Path) -> Path:
     (path,) = built.glob("*.whl")
     return path
+
+
+@pytest.mark.slow
+def test_another_checkout_builds_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    """Unpacked from the sdist, with other times and modes of its files."""
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (copy,) = tmp_path.iterdir()
+    for path in copy.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "again", copy, cwd=tmp_path)
+
+    first, again = ({path.name: path.read_bytes() for path in one.iterdir()} for one in (built, tmp_path / "again"))
+    assert again.keys() == first.keys()
+    assert [name for name in first if again[name] != first[name]] == []
 
 
 def sources() -> set[str]:
@@ -161,3 +180,17 @@ def test_the_lock_for_users_is_part_of_ours() -> None:
     assert not {"pytest", "ruff", "mypy", "nox", "rich"} & theirs.keys()
     assert {"sqlalchemy", "aiosqlite", "asyncpg", "asyncmy", "apprise", "uvicorn"} <= theirs.keys()
     assert all("://" not in text for text in texts)
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_is_the_lock_for_users(tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedx_py", reason="needs cyclonedx-bom: requirements/dev.txt")
+    noxfile = pytest.importorskip("noxfile", reason="needs nox: requirements/dev.txt")
+
+    run(sys.executable, "-m", *noxfile.SBOM, "--output-file", tmp_path / "sbom.json", cwd=ROOT)
+
+    bill = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
+    lock = (ROOT / "requirements" / "runtime.txt").read_text(encoding="utf-8")
+    assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "letopis")
+    listed = {one["name"]: one["version"] for one in bill["components"]}
+    assert listed == dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+)", lock, re.MULTILINE))
