@@ -10,7 +10,7 @@ from letopis import Event, EventIdReused, InvalidInput, Message, OutboxFile
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.store import Body, ConversationRenamed, ConversationStarted
+from letopis.store import Body, ConversationRenamed, ConversationStarted, MessageFailed, MessageRedacted, MessageSent
 from letopis.store.model.identifiers import derived_event_id
 from tests.support.relays import sql
 
@@ -155,3 +155,15 @@ async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFil
     again = await outbox.append(prepare("c1", messages))
     assert again.sequences == first.sequences == tuple(range(2, 1_003))
     assert again.written == 0
+
+
+async def test_append_tells_that_content_was_erased(outbox: OutboxFile) -> None:
+    """The WAL has to be truncated then."""
+    await outbox.append(prepare("c1", [Message.user("one", id="m"), Message.user("two", id="gone")]))
+    for body, erased in (
+        (MessageFailed(message_id="m", reason="words"), False),
+        (MessageRedacted(message_id="gone"), True),
+        (MessageSent(message_id="gone", platform_ids={"chat": 1}), False),
+        (MessageFailed(message_id="gone", reason="words"), True),
+    ):
+        assert (await outbox.append(prepare("c1", [body]))).erased is erased

@@ -88,6 +88,14 @@ async def test_what_is_confirmed_is_owed_no_more(outbox: OutboxFile) -> None:
     assert (await owed(outbox), await owed(outbox, "oc")) == (["b", "c"], ["c"])
 
 
+async def test_the_replies_of_those_who_are_gone_are_adopted_once(outbox: OutboxFile) -> None:
+    await owe(outbox, "a", writer="gone")
+    await owe(outbox, "b", writer="alive")
+    assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["a"]
+    assert await run(outbox, drafts.adopt, ["gone"], "another") == []
+    assert [one.writer for one in await run(outbox, drafts.list_unconfirmed)] == ["mine", "alive"]
+
+
 def composed(*pieces: str | Part, limits: Limits | None = None) -> DraftContent:
     composition = DraftContent(EMPTY, limits or Limits())
     for piece in pieces:
