@@ -494,7 +494,7 @@ def test_checks_run_beside_the_console(browser: Any, house: House) -> None:
             tab.go("integrity")
             tab.click(f"form:has(input[value={subject}]) button")
             assert "The check has started." in tab.text()
-        house.run(story.until(checked, 60))
+        house.run(story.until(checked))
         tab.go("integrity")
         assert tab.text().count("Nothing is wrong.") == 2, tab.text()
         assert str(house.run(house.history.status()).outbox_id) in tab.text()
