@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from letopis import History, Message
+from letopis import BlockingHistory, History, Message
 from letopis.adapters import formats
 from letopis.store import StoreFault, ToolCall
 from letopis.testing import FakePlatform, FaultyStore, deliver_all
@@ -58,9 +58,13 @@ def test_programs_of_a_page_print_what_it_says(page: str, tmp_path: Path, monkey
             pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
             warnings.simplefilter("ignore", DeprecationWarning)  # of an old release, of itself
         for program in code[:1] if page == "ids-and-retries.md" else code:  # whose second block is none
+            names: dict[str, Any] = {"__name__": "__main__"}
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(program, page, "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
+                exec(compile(program, page, "exec"), names)  # noqa: S102 - our own page
             printed.append(out.getvalue())
+            for left in names.values():
+                if isinstance(left, BlockingHistory):  # which its process would have ended with
+                    left.close()
 
     shown = [one.body for one in blocks((HOWTO / page).read_text(encoding="utf-8")) if one.language == "text"]
     assert printed == (PAGES[page] or shown)
