@@ -100,7 +100,7 @@ async def test_a_copied_delta_thread_is_whole(bot: History) -> None:
     assert len(copied.values["said"]) == 8
 
 
-LONG_TURNS = 120
+LONG_TURNS = 120  # 333 made the table of docs/howto/langgraph.md
 MOST_BYTES = 4_000_000
 
 
