@@ -8,7 +8,7 @@ import subprocess
 import sys
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from graphlib import TopologicalSorter
@@ -104,8 +104,12 @@ class Module:
         return ".".join(self.name.split(".")[:2])
 
     @cached_property
+    def nodes(self) -> Sequence[ast.AST]:
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
     def imports(self) -> Sequence[tuple[str, int]]:
-        return tuple(imported(self.tree))
+        return tuple(imported(self.nodes))
 
 
 Rule = Callable[[Module], Iterator[object]]
@@ -146,9 +150,9 @@ def room_of(name: str) -> str:
     return ".".join(name.split(".")[2:3])
 
 
-def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+def imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, int]]:
     """Each module that is imported, wherever the import stands, with its line."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -216,7 +220,7 @@ def core_imports_its_declared_dependencies_only(module: Module) -> Iterator[obje
     room = CORE_OF_ROOMS.get(f"{module.package}.{room_of(module.name)}", frozenset())
     declared = CORE | room | CORE_OF_PACKAGES.get(module.package, frozenset()) | {"letopis"} | sys.stdlib_module_names
     for node in module.tree.body:
-        for target, line in imported(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
+        for target, line in imported((node,)) if isinstance(node, ast.Import | ast.ImportFrom) else ():
             if target.split(".")[0] not in declared:
                 yield f"{line} imports {target}"
 
@@ -243,7 +247,7 @@ def names_say_what_a_module_holds(module: Module) -> Iterator[object]:
 def no_insert_swallows_a_conflict_it_did_not_name(module: Module) -> Iterator[object]:
     """An unnamed conflict target would hide a real loss: the row that was refused for another reason."""
     yield from (found.group() for found in SWALLOWING_SQL.finditer(module.source))
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         match node:
             case ast.Call(func=ast.Attribute(attr="on_conflict_do_nothing"), args=args, keywords=keywords):
                 if not args and not {"index_elements", "constraint"} & {word.arg for word in keywords}:
@@ -263,7 +267,7 @@ def no_page_is_found_by_counting_rows(module: Module) -> Iterator[object]:
 def a_broad_except_gives_its_reason_and_does_something(module: Module) -> Iterator[object]:
     """One that raises at its end swallows nothing, and needs no comment."""
     lines = module.source.splitlines()
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
             continue
         broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in BROAD)
