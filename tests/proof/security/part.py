@@ -42,7 +42,7 @@ _control_on_sqlite = partial(Experiment, on=("sqlite",), control=True)
 _bandit = partial(_alone, missing=lambda: "" if find_spec("bandit") else "bandit is not installed")
 TABLE: Final = (
     Experiment(
-        "ids made to break out of a statement, in every call: nobody else's rows change", isolation.injected, "ids", 500
+        "ids made to break out of a statement, in every call: nobody else's rows change", isolation.injected, "ids", 400
     ),
     _control_on_sqlite(
         "the same where a statement is put together of the id: somebody else's rows are reached",
