@@ -126,6 +126,7 @@ async def test_an_erasure_spares_what_is_said_between_its_steps(outbox: OutboxFi
     while await outbox.write(step):
         pass
 
+    assert await sql(outbox, "SELECT erasures, erasing FROM letopis_outbox_origin") == [(3, None)]
     assert await outbox.write(step) is False, "one that was carried out is not begun again"
     messages = "SELECT redacted FROM letopis_outbox_events WHERE type = 'message.appended' ORDER BY position"
     assert await sql(outbox, messages) == [(1,)] * STEP + [(0,)]
