@@ -128,3 +128,13 @@ async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
         with pytest.raises(OutboxFull):
             await records.put(CP, "other", 1)
         assert await keys(history) == ["large"]
+
+
+async def test_a_clear_takes_nothing_from_another_conversation(history: History) -> None:
+    one, other = (history.records(conversation=name) for name in ("chat-1", "chat-2"))
+    await one.put(CP, "k", b"1")
+    await other.put(CP, "k", b"2")
+    await history.outbox.append(together(one.scope, prepare_clear(one.scope, CP)))
+    bodies = await rows(history, "SELECT body FROM letopis_outbox_record_bodies")
+    assert await keys(history) == ["k"]
+    assert bodies == [(b"2",)]
