@@ -37,6 +37,19 @@ async def test_a_lost_lane_stays_lost_while_the_store_holds_nothing_of_it(outbox
     assert "`letopis outbox skip --missing`" in (found.fault or "")
 
 
+async def test_what_a_relay_compared_that_was_taken_over_changes_nothing(outbox: OutboxFile) -> None:
+    await say(outbox, "a")
+    await outbox.write(partial(acknowledge, delivered={"a": 2}, now_us=1))
+    before = await lane(outbox, "a")
+    reconciler = Reconciler(outbox, cast("ConversationStore", ToldStore()), clock=Clock())
+    reconciler.schedule_all()
+
+    result = await reconciler.compare(1)
+
+    assert result.fenced
+    assert await lane(outbox, "a") == before
+
+
 async def test_a_log_that_is_whole_again_is_noticed_in_the_first_pass_of_the_next_relay(
     outbox: OutboxFile, caplog: pytest.LogCaptureFixture
 ) -> None:
