@@ -21,7 +21,7 @@ LOCK = ROOT / "requirements" / "dev.txt"
 TEST_LOCK = ROOT / "requirements" / "test.txt"
 ADAPTERS_LOCK = ROOT / "requirements" / "adapters.txt"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
-NAMES = ("store", "outbox", "adapters", "console", "testing", "migrations")
+NAMES = ("store", "outbox", "ops", "adapters", "console", "testing", "migrations")
 PACKAGES = tuple(word for name in NAMES for word in ("-p", f"letopis.{name}"))
 
 FRAMEWORKS = (
@@ -154,6 +154,14 @@ def bench(session: nox.Session) -> None:
     # Not locked: the newest of each is what is to be compared with.
     session.install(*nox.project.dependency_groups(_project(), "bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def instructions(session: nox.Session) -> None:
+    """Count the instructions of an append, a read and a delivery; words after `--` go to the command."""
+    session.install("--require-hashes", "-r", str(ADAPTERS_LOCK))  # OpenAI's session is counted beside
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-m", "benchmarks.instructions", *session.posargs)
 
 
 @nox.session

@@ -13,7 +13,6 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.file.limits import Bounds
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.chat import Chat
-    from letopis.outbox.history.erasing import erase_owner, erase_person
     from letopis.outbox.history.history import History
     from letopis.outbox.history.options import Unconfirmed, UnsentReply
     from letopis.outbox.history.receipts import Receipt
@@ -36,6 +35,7 @@ if typing.TYPE_CHECKING:
         BlockingReply,
         BlockingTransaction,
     )
+    from letopis.outbox.sync.portal import InEventLoop
     from letopis.outbox.telemetry.logging import RepeatFilter
 
 __all__ = (
@@ -53,6 +53,7 @@ __all__ = (
     "Channel",
     "Chat",
     "History",
+    "InEventLoop",
     "Incident",
     "NotRepairable",
     "OutboxAdmin",
@@ -72,8 +73,6 @@ __all__ = (
     "Transaction",
     "Unconfirmed",
     "UnsentReply",
-    "erase_owner",
-    "erase_person",
     "open_channels",
 )
 
@@ -92,6 +91,7 @@ ROOMS = {
     "Channel": "alerting.channels",
     "Chat": "history.chat",
     "History": "history.history",
+    "InEventLoop": "sync.portal",
     "Incident": "alerting.notifications",
     "NotRepairable": "operations.repair",
     "OutboxAdmin": "operations.admin",
@@ -111,8 +111,6 @@ ROOMS = {
     "Transaction": "history.transaction",
     "Unconfirmed": "history.options",
     "UnsentReply": "history.options",
-    "erase_owner": "history.erasing",
-    "erase_person": "history.erasing",
     "open_channels": "alerting.channels",
 }
 

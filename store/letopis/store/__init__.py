@@ -19,17 +19,18 @@ if typing.TYPE_CHECKING:
     from letopis.store.erasures import Hold as Hold
     from letopis.store.erasures import Unacknowledged as Unacknowledged
     from letopis.store.errors import BatchRefused as BatchRefused
+    from letopis.store.errors import CallerError as CallerError
     from letopis.store.errors import Closed as Closed
     from letopis.store.errors import ConfigurationError as ConfigurationError
     from letopis.store.errors import ConversationGone as ConversationGone
     from letopis.store.errors import ErasuresPending as ErasuresPending
-    from letopis.store.errors import EventIdReused as EventIdReused
     from letopis.store.errors import Held as Held
     from letopis.store.errors import HistoryDiverged as HistoryDiverged
+    from letopis.store.errors import IdReused as IdReused
     from letopis.store.errors import InvalidInput as InvalidInput
     from letopis.store.errors import LetopisError as LetopisError
     from letopis.store.errors import MoveFailed as MoveFailed
-    from letopis.store.errors import NotConfirmed as NotConfirmed
+    from letopis.store.errors import NotSaved as NotSaved
     from letopis.store.errors import OriginSuperseded as OriginSuperseded
     from letopis.store.errors import OutboxFull as OutboxFull
     from letopis.store.errors import OutboxUnavailable as OutboxUnavailable
@@ -40,7 +41,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.errors import SequenceGap as SequenceGap
     from letopis.store.errors import StoreUnavailable as StoreUnavailable
     from letopis.store.errors import VersionConflict as VersionConflict
-    from letopis.store.maintenance.rebuild import Rebuilt as Rebuilt
     from letopis.store.model.codec import EncodedEvent as EncodedEvent
     from letopis.store.model.codec import Limits as Limits
     from letopis.store.model.conversations import Conversation as Conversation
@@ -97,10 +97,6 @@ if typing.TYPE_CHECKING:
     from letopis.store.projections.projector import Progress as Progress
     from letopis.store.projections.projector import Projector as Projector
     from letopis.store.read.task_marks import PendingTasks as PendingTasks
-    from letopis.store.relocation.mover import Moved as Moved
-    from letopis.store.relocation.mover import MoveProgress as MoveProgress
-    from letopis.store.relocation.mover import cancel_move as cancel_move
-    from letopis.store.relocation.mover import move as move
     from letopis.store.rules.apply_plan import ApplyResult as ApplyResult
     from letopis.store.rules.apply_plan import LaneApplied as LaneApplied
     from letopis.store.rules.apply_plan import LaneBatch as LaneBatch
@@ -128,11 +124,10 @@ _NAMES = {
     "database.store_identity": "StoreIdentity",
     "erasures": "Erasure ErasureRegister Hold Unacknowledged",
     "errors": (
-        "BatchRefused Closed ConfigurationError ConversationGone ErasuresPending EventIdReused Held HistoryDiverged "
-        "InvalidInput LetopisError MoveFailed NotConfirmed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout "
-        "RecordConflict Reuse SendRefused SequenceGap StoreUnavailable VersionConflict"
+        "BatchRefused CallerError Closed ConfigurationError ConversationGone ErasuresPending Held HistoryDiverged "
+        "IdReused InvalidInput LetopisError MoveFailed NotSaved OriginSuperseded OutboxFull OutboxUnavailable "
+        "ReadTimeout RecordConflict Reuse SendRefused SequenceGap StoreUnavailable VersionConflict"
     ),
-    "maintenance.rebuild": "Rebuilt",
     "model.codec": "EncodedEvent Limits",
     "model.conversations": "Conversation Delivery Page Reaction RecordedMessage Saved Seen",
     "model.event_types": (
@@ -150,7 +145,6 @@ _NAMES = {
     "projections.projector": "Follower Progress Projector",
     "rules.statistics": "Figures Statistics",
     "read.task_marks": "PendingTasks",
-    "relocation.mover": "MoveProgress Moved cancel_move move",
     "rules.apply_plan": "ApplyResult LaneApplied LaneBatch Origin SequencedEvent",
     "rules.context_window": "Context by_recorded_tokens window",
     "rules.filter": "Filter",
@@ -164,7 +158,8 @@ _NAMES = {
 """The public names of each module, imported when they are first used."""
 
 ROOMS = {name: room for room, names in _NAMES.items() for name in names.split()}
-__all__ = tuple(sorted(ROOMS))  # pyright: ignore[reportUnsupportedDunderAll]
+if not typing.TYPE_CHECKING:  # which would take it for an empty list
+    __all__ = tuple(sorted(ROOMS))
 
 # A traceback names an error as programs import it. Values keep their own modules: type hints are resolved in them.
 for _error in vars(_errors).values():
@@ -176,7 +171,7 @@ logging.getLogger("letopis").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    # Importing one name must not wait for all others: a bot does not need what moves or rebuilds a history.
+    # Importing one name must not wait for all others: a bot does not need what searches or projects a history.
     if name not in ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
@@ -185,4 +180,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *ROOMS})

@@ -18,17 +18,17 @@ from letopis.store.database.store_identity import StoreIdentity, expect_store, r
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters, utc_now
-from letopis.store.model.identifiers import check_identifier, partition_of
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.projections.base import EVENTS_PER_BATCH, Projection, check_inline_projections
 from letopis.store.read.paging import DEFAULT_STATES, AsOf, Window, check_as_of, check_count, check_place
 from letopis.store.read.polling import check_partition, check_start, follow
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from letopis.store.rules.statistics import Period, Statistics
-from letopis.store.search.results import Hit
+from letopis.store.search.query import parse
+from letopis.store.search.results import Hit, SearchPosition
 
 if TYPE_CHECKING:
-    from letopis.store.maintenance.rebuild import Rebuilt
     from letopis.store.projections.projector import Follower, Projector
     from letopis.store.read.lineage import Lineage
 
@@ -68,13 +68,12 @@ class ConversationStore:
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         # What works over a database is imported with the first store, not with its class.
-        from letopis.store._runtime import StoreRuntime, check_options
         from letopis.store.erasures import ErasureRegister
-        from letopis.store.outbox_access import OutboxAccess
+        from letopis.store.runtime import StoreRuntime, check_options
 
         check_options(partitions=partitions, upcasters=upcasters, now=now)
         inline = check_inline_projections(projections)
-        self._runtime = StoreRuntime(
+        self.runtime = StoreRuntime(
             url,
             timeouts=timeouts,
             pool_size=pool_size,
@@ -84,8 +83,7 @@ class ConversationStore:
             projections=inline,
             now=now,
         )
-        self.outbox_access = OutboxAccess(self._runtime)
-        self.erasures = ErasureRegister(self._runtime)
+        self.erasures = ErasureRegister(self.runtime)
 
     @classmethod
     @asynccontextmanager
@@ -101,7 +99,7 @@ class ConversationStore:
     @property
     def url(self) -> URL:
         """The normalised URL with its secrets: to connect with, not to show."""
-        return self._runtime.engine.url
+        return self.runtime.engine.url
 
     async def prepare(self) -> None:
         """Connect, and check that the database is at the revision of this release. Idempotent.
@@ -109,27 +107,27 @@ class ConversationStore:
         :raises StoreFault: the database cannot be reached; or ``MISCONFIGURED``, with what to do: its tables are
             missing, older, newer or not those of Letopis. They are checked again at the next use.
         """
-        await self._runtime.prepared()
+        await self.runtime.prepared()
 
     async def close(self) -> None:
         """Close all connections, after up to a second for calls in flight; later calls raise ``Closed``. Idempotent."""
-        await self._runtime.close()
+        await self.runtime.close()
 
     async def ping(self) -> None:
         """Check that the database answers, without reading a table; raises :class:`StoreFault` if it does not."""
-        await self._runtime.connected(lambda connection: connection.execute(sa.select(sa.literal(1))))
+        await self.runtime.connected(lambda connection: connection.execute(sa.select(sa.literal(1))))
 
     async def identity(self) -> StoreIdentity:
         """Return which history store this is; asks the database each time."""
-        await self._runtime.prepared()
-        return await self._runtime.connected(read_identity)
+        await self.runtime.prepared()
+        return await self.runtime.connected(read_identity)
 
     async def new_identity(self) -> StoreIdentity:
         """Give this store, which is a copy, an identity of its own, and return it; nothing else in it changes.
 
         Outboxes that are bound to the original deliver nothing here from then on.
         """
-        return await self._runtime.write(lambda connection: renew_identity(connection, now=self._runtime.now()))
+        return await self.runtime.write(lambda connection: renew_identity(connection, now=self.runtime.now()))
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a delivery of an outbox in one transaction: every event takes effect once, in the order of its lane.
@@ -145,15 +143,15 @@ class ConversationStore:
         :raises ErasuresPending: the outbox has to carry out erasures first; InvalidInput: a lane is named twice.
         """
         with expect_store(origin.store_id):
-            components = await self._runtime.prepared()
-            return await self._runtime.apply_whole(components.applier.apply(origin, batch))
+            components = await self.runtime.prepared()
+            return await self.runtime.apply_whole(components.applier.apply(origin, batch))
 
     async def lane_heads(self, origin_id: UUID, conversation_ids: Sequence[str]) -> dict[str, int]:
         """Return the last applied sequence of an outbox's lanes, by conversation; unknown lanes are left out.
 
         :raises InvalidInput: an id cannot be one.
         """
-        return await self._runtime.read(
+        return await self.runtime.read(
             lambda reader, connection: reader.lane_heads(connection, origin_id, conversation_ids)
         )
 
@@ -172,15 +170,15 @@ class ConversationStore:
                 version = await lineage.past.version_at(connection, conversation_id, as_of)
                 return await lineage.past.conversation(connection, conversation_id, version)
 
-            return await self._runtime.snapshot(read)
-        return await self._runtime.read(lambda reader, connection: reader.conversation(connection, conversation_id))
+            return await self.runtime.snapshot(read)
+        return await self.runtime.read(lambda reader, connection: reader.conversation(connection, conversation_id))
 
     async def active(self, owner: str) -> Conversation | None:
         """Return an owner's active conversation; ``None`` where there is none.
 
         :raises InvalidInput: ``owner`` is not valid.
         """
-        return await self._runtime.read(lambda reader, connection: reader.active(connection, owner))
+        return await self.runtime.read(lambda reader, connection: reader.active(connection, owner))
 
     async def conversations(
         self,
@@ -199,7 +197,7 @@ class ConversationStore:
         :param states: which of ``active``, ``archived`` and ``deleted`` are shown.
         :raises InvalidInput: ``after`` is not the ``next`` of a page, or ``limit`` is not from 1 to 10,000.
         """
-        return await self._runtime.read(
+        return await self.runtime.read(
             lambda reader, connection: reader.conversations(
                 connection, owner=owner, after=after, limit=limit, states=states
             )
@@ -233,15 +231,15 @@ class ConversationStore:
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
         if as_of is not None:
             check_as_of(as_of)
-        return await self._runtime.with_contents(await self._runtime.messages(conversation_id, window, as_of))
+        return await self.runtime.with_contents(await self.runtime.messages(conversation_id, window, as_of))
 
-    async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
+    async def events(self, conversation_id: str, *, after: int | str = 0, first: int = 500) -> Page[RecordedEvent]:
         """Return a page of a conversation's events after a version, in order; unknown types as they were recorded.
 
         :raises InvalidInput: a number is out of bounds.
         """
-        return await self._runtime.read(
-            lambda reader, connection: reader.events(connection, conversation_id, after=after, limit=limit)
+        return await self.runtime.read(
+            lambda reader, connection: reader.events(connection, conversation_id, after=after, limit=first)
         )
 
     async def statistics(
@@ -263,8 +261,8 @@ class ConversationStore:
         :raises InvalidInput: an argument is wrong, or the key has more than 10,000 values.
         """
         period = Period.of(owner=owner, since=since, until=until, by=by)
-        reader = (await self._runtime.prepared()).statistics
-        counted = await self._runtime.connected(lambda connection: reader.count(connection, period))
+        reader = (await self.runtime.prepared()).statistics
+        counted = await self.runtime.connected(lambda connection: reader.count(connection, period))
         return counted.counting.result()
 
     async def subscribe(
@@ -292,7 +290,7 @@ class ConversationStore:
         """
         check_count(batch, "batch")
         after = check_start(from_position, partition, await self.partitions())
-        async for event in follow(self._runtime.read, after, batch=batch, poll=poll):
+        async for event in follow(self.runtime.read, after, batch=batch, poll=poll):
             yield event
 
     async def log(self, *, after: int | str = 0, limit: int = 500, partition: int = 0) -> Page[RecordedEvent]:
@@ -305,7 +303,7 @@ class ConversationStore:
         start = check_place(after, "after") or 0
         check_count(limit, "limit")
         check_partition(partition, await self.partitions())
-        events = await self._runtime.read(
+        events = await self.runtime.read(
             lambda reader, connection: reader.log(connection, partition=partition, after=start, limit=limit + 1)
         )
         return Page(tuple(events[:limit]), next=str(events[limit - 1].position) if len(events) > limit else None)
@@ -316,11 +314,11 @@ class ConversationStore:
         :raises InvalidInput: there is no such partition.
         """
         check_partition(partition, await self.partitions())
-        return (await self._runtime.read(lambda reader, connection: reader.heads(connection, (partition,))))[partition]
+        return (await self.runtime.read(lambda reader, connection: reader.heads(connection, (partition,))))[partition]
 
     async def partitions(self) -> int:
         """Return how many partitions the log has."""
-        return (await self._runtime.prepared()).partitions
+        return (await self.runtime.prepared()).partitions
 
     async def search(
         self,
@@ -351,8 +349,19 @@ class ConversationStore:
         :raises InvalidInput: ``query`` has no word to look for, more than 1,000 characters or more than 32 words, or
             another argument is wrong.
         """
-        page = await self._runtime.search(query, owner=owner, conversation=conversation, limit=limit, after=after)
-        shown = await self._runtime.with_contents(Page(tuple(hit.message for hit in page)))
+        parsed = parse(query)
+        check_count(limit, "limit")
+        position = None if after is None else SearchPosition.from_cursor(after)
+        for name, value in (("owner", owner), ("conversation", conversation)):
+            if value is not None:
+                check_identifier(value, name)
+        finder = await self.runtime.finder()
+        page = await self.runtime.connected(
+            lambda connection: finder.find(
+                connection, parsed, owner=owner, conversation=conversation, limit=limit, after=position
+            )
+        )
+        shown = await self.runtime.with_contents(Page(tuple(hit.message for hit in page)))
         items = tuple(replace(hit, message=message) for hit, message in zip(page, shown, strict=True))
         return replace(page, items=items, complete=page.complete and shown.complete)
 
@@ -363,7 +372,7 @@ class ConversationStore:
 
         :raises StoreFault: the database failed; what was done before stays.
         """
-        return await (await self._runtime.prepared()).indexer.catch_up(check_place(limit, "limit") or 0)
+        return await (await self.runtime.prepared()).indexer.catch_up(check_place(limit, "limit") or 0)
 
     def projector(self, projection: Projection, *, batch: int = EVENTS_PER_BATCH, poll: float = 0.25) -> Projector:
         """Return a runner of a catch-up projection over this store, or of an inline one that is behind; does no I/O.
@@ -376,7 +385,7 @@ class ConversationStore:
         from letopis.store.projections.projector import Projector
 
         return Projector(
-            projection, context=self._runtime.projector_context, shielded=self._runtime.in_loop, batch=batch, poll=poll
+            projection, context=self.runtime.projector_context, shielded=self.runtime.in_loop, batch=batch, poll=poll
         )
 
     def follower(self, name: str, *, batch: int = 500, poll: float = 0.25) -> Follower:
@@ -386,33 +395,8 @@ class ConversationStore:
         """
         from letopis.store.projections.projector import Follower
 
-        runtime = self._runtime
+        runtime = self.runtime
         return Follower(name, context=runtime.projector_context, shielded=runtime.in_loop, batch=batch, poll=poll)
-
-    async def rebuild(
-        self, *, check: bool = False, every: bool = False, conversation: str | None = None
-    ) -> AsyncGenerator[Rebuilt, None]:
-        """Rebuild the rows of conversations and messages from the log while it is written to; yield each when done.
-
-        By default those whose rows were made by the rules of an older release and those whose row is missing, so an
-        interrupted run is continued by calling this again. Numbers and the owners' active conversations stay; one whose
-        row was lost gets its owner's next number. Rows that a newer release made are left alone.
-
-        :param check: write nothing, and compare every conversation.
-        :param every: rebuild all of them.
-        :param conversation: rebuild this one alone.
-        :raises InvalidInput: ``conversation`` is not valid.
-        :raises StoreFault: the database failed; what was yielded stays done.
-        """
-        components = await self._runtime.prepared()
-        if conversation is None:
-            async for rebuilt in components.rebuilder.run(check=check, every=every or check):
-                yield rebuilt
-            return
-        partition = partition_of(check_identifier(conversation, "conversation"), components.partitions)
-        alone = await components.rebuilder.rebuild(partition, conversation, check=check)
-        if alone is not None:
-            yield alone
 
     async def pending_tasks(self, *, owner: str | None = None) -> PendingTasks:
         """Return the long rewinds and deletions that are still to be carried out, of all or of one owner.
@@ -421,7 +405,7 @@ class ConversationStore:
 
         :raises StoreFault: the database failed.
         """
-        return await self._runtime.whole((await self._runtime.prepared()).steps.pending(owner=owner), write=False)
+        return await self.runtime.whole((await self.runtime.prepared()).steps.pending(owner=owner), write=False)
 
     async def run_pending_tasks(self) -> bool:
         """Carry out a part of the pending tasks, for about 0.2 s in one transaction; return False if there are none.
@@ -430,4 +414,4 @@ class ConversationStore:
 
         :raises StoreFault: the database failed; what was done before stays, and the rest stays pending.
         """
-        return await self._runtime.whole((await self._runtime.prepared()).steps.step())
+        return await self.runtime.whole((await self.runtime.prepared()).steps.step())

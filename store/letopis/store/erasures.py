@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store._runtime import StoreRuntime
 from letopis.store.database.dialects import check_row_count
-from letopis.store.database.schema import conversations, erasures, holds, log_heads, origins
+from letopis.store.database.schema import erasures, events, holds, log_heads, of_conversation, origins
 from letopis.store.database.store_identity import check_counters, check_identity, check_not_moved, read_identity
-from letopis.store.errors import Held, InvalidInput
+from letopis.store.errors import InvalidInput
+from letopis.store.holds import refuse_held
 from letopis.store.maintenance.retention import read_again
 from letopis.store.model.codec import INTEGER_MAX
-from letopis.store.model.events import from_microseconds
-from letopis.store.model.identifiers import check_identifier, check_whole
+from letopis.store.model.events import from_microseconds, to_microseconds
+from letopis.store.model.identifiers import check_identifier, check_whole, partition_of, uuid7
 from letopis.store.read.paging import check_count
 from letopis.store.rules.apply_plan import Origin
+from letopis.store.runtime import StoreRuntime
 
 Kind = Literal["owner", "person", "conversation"]
 How = Literal["reset", "delete"]
 HeldKind = Literal["owner", "conversation"]
 
+_BOUND: Final = (
+    sa.select(events.c.version)
+    .where(*of_conversation(events), events.c.position <= sa.bindparam("position"))
+    .order_by(events.c.version.desc())
+    .limit(1)
+)
 MAX_REASON_CHARACTERS: Final = 1_000
 """Characters of a reason, and of the name of who asked."""
 
@@ -36,19 +44,25 @@ class Erasure:
     """An erasure of all that someone said up to a moment: in each outbox, the moment at which it is carried out there.
 
     :ivar number: counted from 1 in each history store; an outbox carries them out in this order.
+    :ivar erasure_id: stays when it is recorded again, under another number: see :meth:`ErasureRegister.repeat`.
     :ivar kind: what is erased: all of an ``owner`` or ``person``, or a ``conversation``.
     :ivar subject: the id of the owner, person or conversation.
     :ivar how: what becomes of the conversations: ``reset`` empties them, ``delete`` ends them.
     :ivar origin_id: the outbox through which it was asked for.
+    :ivar answers: of a person: with the answers to their messages in conversations of others.
+    :ivar positions: the last position of each partition of the log when it was recorded.
     """
 
     number: int
+    erasure_id: UUID
     kind: Kind
     subject: str
     how: How
     reason: str | None
     requested_by: str | None
     origin_id: UUID | None
+    answers: bool
+    positions: tuple[int, ...]
     recorded_at: datetime
 
 
@@ -98,40 +112,84 @@ class ErasureRegister:
         how: How,
         reason: str | None = None,
         requested_by: str | None = None,
+        answers: bool = False,
         origin: Origin | None = None,
+        used: int = 0,
     ) -> Erasure:
         """Record an erasure, and return it. What is stored is not erased by it: append that after it.
 
         Recording the same again is safe, and gives a new number.
 
+        :param answers: of a person: with the answers to their messages in conversations of others.
         :param origin: the outbox that asks.
+        :param used: the highest number that it has seen; a store that was restored gives none out again that is known.
         :raises Held: a hold forbids it.
         :raises InvalidInput: an argument is not valid.
         :raises StoreFault: the database failed, or the history was moved away.
         """
-        if kind not in ("owner", "person", "conversation"):
-            raise InvalidInput("kind", "must be owner, person or conversation")
+        _check_kind(kind)
         if how not in ("reset", "delete"):
             raise InvalidInput("how", "must be reset or delete")
         check_identifier(subject, "subject")
+        if not isinstance(answers, bool) or (answers and kind != "person"):
+            raise InvalidInput("answers", "must be True or False, and are those to a person")
+        check_whole(used, "used", 0, INTEGER_MAX)
         if origin is not None and not isinstance(origin, Origin):
             raise InvalidInput("origin", f"must be an Origin, not {type(origin).__name__}")
         _check_text(reason, "reason")
         _check_text(requested_by, "requested_by")
 
+        asked = Erasure(
+            number=0,
+            erasure_id=uuid7(),
+            kind=kind,
+            subject=subject,
+            how=how,
+            reason=reason,
+            requested_by=requested_by,
+            origin_id=None if origin is None else origin.origin_id,
+            answers=answers,
+            positions=(),
+            recorded_at=from_microseconds(self._runtime.now()),
+        )
+        return await self._record(asked, store_id=None if origin is None else origin.store_id, used=used)
+
+    async def repeat(self, erasure: Erasure, *, store_id: UUID | None = None, used: int = 0) -> Erasure:
+        """Record an erasure again that this store does not know, as it was restored from before it. Idempotent.
+
+        It keeps its id and its moment: what was delivered since the restore was said after it. Holds that the store
+        lost have to be set again before.
+
+        :param store_id: the only history store that may record it; ``None`` for any store.
+        :param used: the highest number that the outbox that asks has seen.
+        :raises Held: a hold forbids it.
+        :raises StoreFault: the database failed, or the history was moved away.
+        """
+        return await self._record(erasure, store_id=store_id, used=used)
+
+    async def _record(self, erasure: Erasure, *, store_id: UUID | None, used: int) -> Erasure:
+        """Record an erasure under the next number; one without positions reaches up to now."""
+
         async def work(connection: AsyncConnection) -> Erasure:
-            counted = await self._lock(connection, None if origin is None else origin.store_id)
-            # A person may be the owner of conversations, too.
-            await self._refuse_held(connection, **{"conversation" if kind == "conversation" else "owner": subject})
+            counters = await self._lock(connection, store_id)
+            known = sa.select(erasures).where(erasures.c.erasure_id == erasure.erasure_id)
+            if (row := (await connection.execute(known)).first()) is not None:
+                return _erasure(row)
+            fields = {"owner": ("owner",), "person": ("owner", "author"), "conversation": ("conversation",)}
+            await refuse_held(connection, **dict.fromkeys(fields[erasure.kind], erasure.subject))
+            positions = [row.position for row in counters]
+            if erasure.positions:
+                positions = [await _last_before(connection, *place, erasure) for place in enumerate(erasure.positions)]
             # A store that was restored from a backup counts on from what the outboxes know.
-            known = (await connection.execute(sa.select(sa.func.max(origins.c.erasures)))).scalar() or 0
-            number = max(counted, known, 0 if origin is None else origin.erasures) + 1
-            now = self._runtime.now()
-            row = (number, kind, subject, how, reason, requested_by, origin and origin.origin_id, now)
-            await self._runtime.dialect.insert(connection, erasures, [row])
-            changed = await connection.execute(sa.update(log_heads).values(erasures=number))
-            check_row_count(log_heads, changed.rowcount, self._runtime.known_partitions)
-            return Erasure(**_values(erasures, row))
+            acknowledged = (await connection.execute(sa.select(sa.func.max(origins.c.erasures)))).scalar() or 0
+            number = max(*(row.erasures for row in counters), acknowledged, used) + 1
+            recorded = replace(erasure, number=number, positions=tuple(positions))
+            values = asdict(recorded) | {"positions": orjson.dumps(positions).decode(), "answers": int(erasure.answers)}
+            values["recorded_at"] = to_microseconds(erasure.recorded_at)
+            await self._runtime.dialect.insert(connection, erasures, [tuple(map(values.get, erasures.c.keys()))])
+            last = sa.update(log_heads).values(erasures=number, erasure_id=erasure.erasure_id)
+            check_row_count(log_heads, (await connection.execute(last)).rowcount, self._runtime.known_partitions)
+            return recorded
 
         return await self._runtime.write(work)
 
@@ -143,7 +201,44 @@ class ErasureRegister:
         check_whole(number, "number", 0, INTEGER_MAX)
         check_count(limit, "limit")
         statement = sa.select(erasures).where(erasures.c.number > number).order_by(erasures.c.number).limit(limit)
-        return [Erasure(**_values(erasures, row)) for row in await self._rows(statement)]
+        return [_erasure(row) for row in await self._rows(statement)]
+
+    async def last(self, kind: Kind, subject: str) -> int | None:
+        """Return the number of the last erasure of a subject; ``None`` if there is none.
+
+        :raises InvalidInput: an argument is not valid.
+        """
+        _check_kind(kind)
+        check_identifier(subject, "subject")
+        matching = sa.select(sa.func.max(erasures.c.number)).where(
+            erasures.c.kind == kind, erasures.c.subject == subject
+        )
+        number: int | None = (await self._rows(matching))[0][0]
+        return number
+
+    async def erasure_bounds(self, number: int, conversation_ids: Collection[str]) -> dict[str, int]:
+        """Return the last version that each of some conversations had when an erasure was recorded.
+
+        Those that began later are left out. It is the ``upto`` of a reset that spares what was said since.
+
+        :raises InvalidInput: there is no such erasure, or an id is not valid.
+        """
+        check_whole(number, "number", 0, INTEGER_MAX)
+        names = [check_identifier(name, "conversation_id") for name in conversation_ids]
+
+        async def read(_: object, connection: AsyncConnection) -> dict[str, int]:
+            recorded = sa.select(erasures.c.positions).where(erasures.c.number == number)
+            if (positions := (await connection.execute(recorded)).scalar()) is None:
+                raise InvalidInput("number", "is of no erasure of this history store")
+            last, bounds = orjson.loads(positions), dict[str, int]()
+            for name in names:
+                partition = partition_of(name, len(last))
+                key = {"partition": partition, "conversation": name, "position": last[partition]}
+                if (version := (await connection.execute(_BOUND, key)).scalar()) is not None:
+                    bounds[name] = version
+            return bounds
+
+        return await self._runtime.read(read)
 
     async def unacknowledged(self) -> list[Unacknowledged]:
         """Return the outboxes that have not acknowledged all erasures, the longest first."""
@@ -191,46 +286,30 @@ class ErasureRegister:
         rows = sa.select(holds).order_by(holds.c.kind, holds.c.subject)
         return [Hold(**_values(holds, row)) for row in await self._rows(rows)]
 
-    async def check_not_held(self, *, owner: str | None = None, conversation: str | None = None) -> None:
-        """Raise :exc:`Held` if a hold forbids to erase an owner, or a conversation.
+    async def check_not_held(
+        self, *, owner: str | None = None, conversation: str | None = None, author: str | None = None
+    ) -> None:
+        """Raise :exc:`Held` if a hold forbids to erase an owner, a conversation, or what an author wrote.
 
         An owner is held by a hold on any of the owner's conversations, and a conversation by one on its owner.
 
         :raises InvalidInput: an id is not valid.
         """
-        for value, field in ((owner, "owner"), (conversation, "conversation")):
+        subjects = {"owner": owner, "conversation": conversation, "author": author}
+        for field, value in subjects.items():
             if value is not None:
                 check_identifier(value, field)
-        await self._runtime.read(
-            lambda _, connection: self._refuse_held(connection, owner=owner, conversation=conversation)
-        )
+        await self._runtime.read(lambda _, connection: refuse_held(connection, **subjects))
 
-    async def _refuse_held(
-        self, connection: AsyncConnection, *, owner: str | None = None, conversation: str | None = None
-    ) -> None:
-        of_owner, of_conversation = holds.c.kind == "owner", holds.c.kind == "conversation"
-        matches: list[sa.ColumnElement[bool]] = [sa.false()]
-        if owner is not None:
-            own = sa.select(conversations.c.conversation_id).where(conversations.c.owner_id == owner)
-            matches.append(sa.and_(of_owner, holds.c.subject == owner))
-            matches.append(sa.and_(of_conversation, holds.c.subject.in_(own)))
-        if conversation is not None:
-            whose = sa.select(conversations.c.owner_id).where(conversations.c.conversation_id == conversation)
-            matches.append(sa.and_(of_conversation, holds.c.subject == conversation))
-            matches.append(sa.and_(of_owner, holds.c.subject.in_(whose)))
-        row = (await connection.execute(sa.select(holds).where(sa.or_(*matches)).limit(1))).first()
-        if row is not None:
-            raise Held(kind=row.kind, subject=row.subject, reason=row.reason)
-
-    async def _lock(self, connection: AsyncConnection, store_id: UUID | None) -> int:
-        """Lock the counters as an apply does, check that the store takes deliveries; return the last erasure."""
-        heads = self._runtime.dialect.locked(sa.select(log_heads).order_by(log_heads.c.partition))
-        counters = (await connection.execute(heads)).all()
-        check_counters([row.closed for row in counters], expected=self._runtime.known_partitions)
+    async def _lock(self, connection: AsyncConnection, store_id: UUID | None) -> Sequence[sa.Row[Any]]:
+        """Lock the counters as an apply does, check that the store takes deliveries; return the counters in order."""
+        expected = self._runtime.known_partitions
+        counters = await self._runtime.dialect.lock_heads(connection, range(expected))
+        check_counters([row.closed for row in counters], expected=expected)
         identity = await read_identity(connection)
         check_identity(identity.store_id, store_id)
         check_not_moved(identity.moved_to)
-        return int(max(row.erasures for row in counters))
+        return counters
 
     async def _rows(self, statement: Any) -> Sequence[Any]:
         async def read(_: object, connection: AsyncConnection) -> Sequence[Any]:
@@ -261,6 +340,28 @@ def _values(table: sa.Table, row: Sequence[Any]) -> dict[str, Any]:
     values: dict[str, Any] = dict(zip(table.columns.keys(), row, strict=True))
     name, moment = values.popitem()
     return {**values, name: from_microseconds(moment)}
+
+
+def _erasure(row: Sequence[Any]) -> Erasure:
+    values = _values(erasures, row)
+    values["answers"] = bool(values["answers"])
+    return Erasure(**{**values, "positions": tuple(orjson.loads(values["positions"]))})
+
+
+async def _last_before(connection: AsyncConnection, partition: int, position: int, erasure: Erasure) -> int:
+    """Return the last position that an erasure reaches in a store that was restored, and gives positions out again."""
+    before = sa.select(events.c.position).where(
+        events.c.partition == partition,
+        events.c.position <= position,
+        events.c.recorded_at <= to_microseconds(erasure.recorded_at),
+    )
+    last = await connection.execute(before.order_by(events.c.position.desc()).limit(1))
+    return last.scalar() or 0
+
+
+def _check_kind(kind: object) -> None:
+    if kind not in ("owner", "person", "conversation"):
+        raise InvalidInput("kind", "must be owner, person or conversation")
 
 
 def _check_held(kind: object, subject: str) -> None:

@@ -3,19 +3,20 @@
 ::
 
     LetopisError
-     +-- InvalidInput (also a ValueError)   a value cannot be stored; nothing was written
+     +-- CallerError                        the caller's mistake: the same request is refused again
+     |    +-- InvalidInput (also a ValueError)   a value cannot be stored; nothing was written
+     |    |    +-- IdReused                 the id belongs to another event; nothing was written
+     |    +-- VersionConflict               another writer was first; nothing was written, or it was set aside
+     |    +-- RecordConflict                a record is not as a change expects it; nothing was written
+     |    +-- ConversationGone              the conversation was deleted; nothing was written
+     |    +-- Held                          a hold forbids the erasure; nothing was erased
      +-- ConfigurationError                 a URL, a file or an option is wrong; exit code 78
-     +-- EventIdReused                      the id belongs to another event; nothing was written
-     +-- VersionConflict                    another writer was first; nothing was written, or it was set aside
-     +-- NotConfirmed                       written, but the history store has not said yet whether it stands
-     +-- RecordConflict                     a record is not as a change expects it; nothing was written
-     +-- ConversationGone                   the conversation was deleted; nothing was written
+     +-- NotSaved                           written, but the history store has not said yet whether it stands
      +-- BatchRefused                       a delivery contradicts what the history store holds
      |    +-- SequenceGap                   events before it are missing; the relay rewinds
      |    +-- HistoryDiverged               the same place or id holds other content
      |    +-- OriginSuperseded              a newer copy of this outbox file has taken over
      +-- ErasuresPending                    the outbox has erasures to carry out before it delivers
-     +-- Held                               a hold forbids the erasure; nothing was erased
      +-- OutboxFull                         the outbox refuses new events; nothing was dropped
      +-- OutboxUnavailable                  the local file cannot be read or written
      +-- StoreUnavailable                   the history store is unreachable, and only it can answer
@@ -67,7 +68,11 @@ class LetopisError(Exception):
     """The root: every error that Letopis raises on purpose is one of these."""
 
 
-class InvalidInput(LetopisError, ValueError):
+class CallerError(LetopisError):
+    """The request cannot be met as it is: made again without a change, it is refused again."""
+
+
+class InvalidInput(CallerError, ValueError):
     """A value cannot be stored in every store; nothing was written.
 
     :ivar field: the path of the value, for example ``data.metadata.score``.
@@ -93,24 +98,21 @@ class Reuse(StrEnum):
     OTHER_CONTENT = "other content"
     ERASED = "erased"
     """Its content was redacted or reset: it cannot be compared, and must not come back."""
-    OFF_PATH = "off path"
-    """The content is the same, but the message has left the path since, and an import does not put it back."""
 
 
 _REUSED = {
     Reuse.OTHER_CONTENT: "already holds other content: use a new id, or append an edit",
     Reuse.ERASED: "belongs to a message whose content was erased, and is never used again: use a new id",
-    Reuse.OFF_PATH: "belongs to a message that was taken off the path (undo, pop, clear, rewind)",
 }
 
 
-class EventIdReused(LetopisError):
+class IdReused(InvalidInput):
     """An event or message id was used before, for something else or for what was erased; nothing was written.
 
-    Appending the *same* content under the same id is no error: while the message is on the path, it returns the first
-    receipt; after it has left the path, it puts the message back, at the end.
+    Appending the *same* content under the same id is no error: it returns the first receipt, whatever has happened to
+    the message since. A web service answers 409.
 
-    :ivar reason: other content, or erased. An import is refused for the same content off the path, too.
+    :ivar reuse: what it clashes with: other content, or what was erased.
     """
 
     def __init__(
@@ -119,22 +121,22 @@ class EventIdReused(LetopisError):
         conversation_id: str,
         event_id: UUID,
         message_id: str | None = None,
-        reason: Reuse = Reuse.OTHER_CONTENT,
+        reuse: Reuse = Reuse.OTHER_CONTENT,
     ) -> None:
-        what = f"message id {message_id!r}" if message_id is not None else f"event id {event_id}"
-        super().__init__(f"{what} {_REUSED[reason]}")
+        field, value = ("event_id", str(event_id)) if message_id is None else ("message_id", message_id)
+        super().__init__(field, f"{value!r} {_REUSED[reuse]}")
         self.conversation_id = conversation_id
         self.event_id = event_id
         self.message_id = message_id
-        self.reason = reason
+        self.reuse = reuse
 
 
-class VersionConflict(LetopisError):
+class VersionConflict(CallerError):
     """The conversation has changed since the caller read it; nothing was written, unless ``set_aside`` says otherwise.
 
     :ivar expected: the sequence of the last event in this outbox that the caller had seen, 0 for none.
     :ivar actual: the sequence of an event that the caller had not seen: read the conversation again, then decide.
-    :ivar in_store: with ``confirm="store"``, True if the history store found an event of another outbox: ``expected``
+    :ivar in_store: with ``in_store=True``, True if the history store found an event of another outbox: ``expected``
         and ``actual`` are versions then.
     :ivar set_aside: True if the other outbox was first by moments, so that the append was written, and set aside.
     """
@@ -155,8 +157,8 @@ class VersionConflict(LetopisError):
         self.set_aside = set_aside
 
 
-class NotConfirmed(LetopisError):
-    """An append was to be confirmed by the history store, and was not yet: it is written, and may still be set aside.
+class NotSaved(LetopisError):
+    """An append was to be in the history store, and is not yet: it is written, and may still be set aside.
 
     Appending the same again, with the same ids, waits for the answer once more.
 
@@ -165,14 +167,14 @@ class NotConfirmed(LetopisError):
 
     def __init__(self, *, conversation_id: str, event_ids: tuple[UUID, ...]) -> None:
         super().__init__(
-            "the append is safe in the outbox, but the history store has not confirmed it yet: append the same again to"
+            "the append is safe in the outbox, but not yet in the history store: append the same again to"
             " wait for the answer, or see the status of the relay"
         )
         self.conversation_id = conversation_id
         self.event_ids = event_ids
 
 
-class RecordConflict(LetopisError):
+class RecordConflict(CallerError):
     """A record is not as a change expects it; nothing was written.
 
     :ivar expected: the revision that was expected; ``None`` if there should have been no record.
@@ -187,7 +189,7 @@ class RecordConflict(LetopisError):
         self.actual = actual
 
 
-class ConversationGone(LetopisError):
+class ConversationGone(CallerError):
     """The conversation was deleted, and its id is never used again; nothing was written."""
 
     def __init__(self, *, conversation_id: str) -> None:
@@ -262,9 +264,9 @@ class OriginSuperseded(LetopisError):
 
 
 class ErasuresPending(LetopisError):
-    """The history store records erasures that this outbox has not carried out; nothing of the delivery was written.
+    """The history store records other erasures than this outbox has carried out; nothing of the delivery was written.
 
-    The relay carries them out in the file, and delivers again.
+    The relay carries out in the file what it lacks, and delivers again.
 
     :ivar carried_out: the number of the last erasure that was.
     :ivar last: the number of the last one that the store records.
@@ -272,14 +274,14 @@ class ErasuresPending(LetopisError):
 
     def __init__(self, *, carried_out: int, last: int) -> None:
         super().__init__(
-            f"the history store records erasure {last}, and this outbox has carried them out up to {carried_out}: its"
-            " relay carries out the others, then delivers"
+            f"the last erasure of the history store is {last}, and the last that this outbox has compared with it is"
+            f" {carried_out}: its relay carries out what it lacks, then delivers"
         )
         self.carried_out = carried_out
         self.last = last
 
 
-class Held(LetopisError):
+class Held(CallerError):
     """A hold on the conversation, or on its owner, forbids the erasure; nothing was erased.
 
     :ivar kind: what is held, ``owner`` or ``conversation``.

@@ -117,6 +117,10 @@ def _title(incident: IncidentRecord, count: int, *, recovered: bool, locale: str
             gettext("The history store takes messages again"),
         ),
         "history_incomplete": (gettext("The history has lost events"), gettext("The history is complete again")),
+        "erasures_missing": (
+            gettext("The history store has forgotten erasures"),
+            gettext("The history store knows all erasures again"),
+        ),
         "relay_silent": (gettext("The relay is silent"), gettext("The relay delivers again")),
         "conversation_blocked": (
             ngettext("%(count)d conversation is stuck", "%(count)d conversations are stuck", count),
@@ -145,6 +149,8 @@ def _advice(kind: IncidentKind, reason: str | None, locale: str | None) -> str:
         return gettext("Start `letopis relay`, or check the process that should run it; see `letopis status`.")
     if kind is IncidentKind.HISTORY_INCOMPLETE:
         return gettext("This will not resolve by itself: run `letopis db verify`, and restore the store from a backup.")
+    if kind is IncidentKind.ERASURES_MISSING:
+        return gettext("Set holds that it lost again, then run `letopis history erase --repeat`.")
     if kind is IncidentKind.CONVERSATION_BLOCKED:
         return gettext("See `letopis outbox list`, then `retry`, `fix` or `skip`.")
     if fault_class(reason) != "unavailable":

@@ -92,7 +92,7 @@ _OPEN: Final = (
     f"{SELECT_INCIDENT}, (SELECT min(told_at) FROM letopis_outbox_notifications n"  # noqa: S608
     f" WHERE n.incident_id = i.incident_id){_FROM_OPEN}{_IN_ORDER}"
 )
-_INCOMPLETE: Final = f"{SELECT_INCIDENT}{_FROM_OPEN} AND i.kind = 'history_incomplete'"
+_OPEN_OF_KIND: Final = f"{SELECT_INCIDENT}{_FROM_OPEN} AND i.kind = ?"
 _INSERT: Final = (
     f"INSERT INTO letopis_outbox_incidents ({', '.join(_STORED)}) VALUES ({', '.join(f':{name}' for name in _STORED)})"  # noqa: S608
     " ON CONFLICT (kind, coalesce(conversation_id, '')) WHERE resolved_at IS NULL DO NOTHING"
@@ -155,17 +155,16 @@ def note_skipped(connection: sa.Connection, conversation_id: str) -> bool:
     return done.rowcount == 1
 
 
-def record_incomplete(connection: sa.Connection, what: str | None, *, now_us: int) -> bool:
+def record_finding(connection: sa.Connection, kind: IncidentKind, what: str | None, *, now_us: int) -> bool:
     """Open the incident that the history store lacks ``what``, or resolve it for ``None``. Return True for a change."""
-    row = connection.exec_driver_sql(_INCOMPLETE).one_or_none()
+    row = connection.exec_driver_sql(_OPEN_OF_KIND, (str(kind),)).one_or_none()
     if (row is None) == (what is None):
         return False
     now, before = from_microseconds(now_us), None if row is None else incident_from_row(row)
     if before is not None:
         after = replace(before, state=IncidentState.RESOLVED, outcome="saved", resolved_at=now)
     else:
-        kind, state = IncidentKind.HISTORY_INCOMPLETE, IncidentState.FIRING
-        after = IncidentRecord(incident_id=uuid7(), kind=kind, state=state, reason=what, opened_at=now)
+        after = IncidentRecord(incident_id=uuid7(), kind=kind, state=IncidentState.FIRING, reason=what, opened_at=now)
     return bool(write_changes(connection, (Change(before=before, after=after),)))
 
 

@@ -27,6 +27,8 @@ class IncidentKind(StrEnum):
     """Something can be delivered, and for two minutes nothing shows a relay at work."""
     HISTORY_INCOMPLETE = "history_incomplete"
     """The history store lacks events that it counts. Opened and resolved by the relay, which is what notices it."""
+    ERASURES_MISSING = "erasures_missing"
+    """The history store was restored from before erasures that the outbox has carried out. Likewise."""
 
 
 class IncidentState(StrEnum):

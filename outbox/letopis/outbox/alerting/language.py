@@ -111,6 +111,6 @@ def _phrase(key: str, language: str) -> str:
     return "" if text == key else text
 
 
-Style = Literal["plain", "seed"]
-"""``plain`` says that the reply is kept, ``seed`` that saving failed: the sentence that users of older bots know."""
-STYLES: Final[tuple[Style, ...]] = ("plain", "seed")
+Style = Literal["retrying", "failed"]
+"""What users are told of a stuck reply: that saving goes on, or, in the sentence of older bots, that it failed."""
+STYLES: Final[tuple[Style, ...]] = ("retrying", "failed")

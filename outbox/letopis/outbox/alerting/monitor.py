@@ -74,7 +74,7 @@ class AlertMonitor:
         policy: RetryPolicy = NOTIFICATION_POLICY,
         breaker: Callable[[], BreakerView | None] = lambda: None,
         locale: str | None = None,
-        style: Style = "plain",
+        style: Style = "retrying",
         interval: float = 5.0,
         call_timeout: float = 15.0,
         calls_at_once: int = 8,

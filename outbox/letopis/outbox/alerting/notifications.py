@@ -113,7 +113,7 @@ class Incident:
     resolved_at: datetime | None = None
     outcome: str | None = None
     locale: str | None = None
-    style: Style = "plain"
+    style: Style = "retrying"
     promise: bool = True
 
     @property
@@ -138,7 +138,7 @@ class Incident:
             return gettext("⚠️ The reply could not be saved: the chat history has a mark in its place.")
         if self.recovered:
             return gettext("✅ The reply is saved in the chat history.")
-        if self.style == "seed":
+        if self.style == "failed":
             return gettext("⚠️ The reply could not be saved in the multichat history. Please try again later.")
         text = gettext("⚠️ The reply has not reached the chat history yet. It is kept, and I keep trying.")
         if self.needs_operator:

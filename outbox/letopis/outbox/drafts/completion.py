@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.statements import on_cursor
-from letopis.store.errors import Closed, ConversationGone, EventIdReused, InvalidInput, LetopisError
+from letopis.store.errors import Closed, ConversationGone, IdReused, InvalidInput, LetopisError
 from letopis.store.model.codec import Limits, decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import Event, from_microseconds
@@ -30,45 +29,28 @@ logger: Final = logging.getLogger("letopis.outbox.history")
 
 UNCONFIRMED_TTL: Final = timedelta(days=30)
 """How long a reply waits to be confirmed, at least; it is forgotten once the outbox no longer holds its message."""
-FINAL_REFUSALS: Final = (EventIdReused, ConversationGone)
-"""Refusals that make a draft useless: its message is in the log already, or its conversation was deleted."""
 _WIDEST_LIMITS: Final = Limits(max_bytes=8_388_608, max_depth=200)
 _RECHECK_SECONDS: Final = 0.01  # live writers are checked again: another process may have checked just then
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    prepared: Prepared
-    message_id: str
-    writer: str | None
+FINAL_REFUSALS: Final = (IdReused, ConversationGone, drafts.Erased)
+"""Refusals that make a draft useless: its message is in the log already, or its conversation was erased."""
 
 
-def complete(connection: sa.Connection, outbox: OutboxFile, completion: Completion) -> Appended:
-    """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction."""
+def complete(connection: sa.Connection, outbox: OutboxFile, prepared: Prepared) -> Appended:
+    """Append the message of a reply and delete its draft, in an open write transaction."""
     with closing(connection.connection.cursor()) as cursor:
         outbox.gate.check_room(cursor)
-        (outcome,) = append_events(cursor, (completion.prepared,), now_us=outbox.now_us())
+        (outcome,) = append_events(cursor, (prepared,), now_us=outbox.now_us())
         if isinstance(outcome, LetopisError):
             raise outcome
-        settle(cursor, outbox, completion, outcome)
+        delete_draft(cursor, prepared)
     return outcome
 
 
-def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Appended) -> None:
-    """Delete the draft of a message that has just been appended, and mark the message as unconfirmed."""
-    name, event_id = completion.prepared.conversation_id, completion.prepared.events[0].event_id
-    drafts.delete(cursor, name, completion.message_id, event_id)
-    # A message that was there already was marked by the transaction that wrote it, and may be confirmed since.
-    if appended.written and completion.writer is not None:
-        drafts.mark_unconfirmed(
-            cursor,
-            name,
-            completion.message_id,
-            event_id=event_id,
-            owner_id=appended.owner_id,
-            writer=completion.writer,
-            now_us=outbox.now_us(),
-        )
+def delete_draft(cursor: Any, prepared: Prepared) -> None:
+    """Delete the draft of a message that has just been appended."""
+    drafts.delete(cursor, prepared.conversation_id, str(prepared.message_ids[0]), prepared.events[0].event_id)
 
 
 async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
@@ -104,6 +86,9 @@ async def _recover(outbox: OutboxFile, writer: str, key: drafts.DraftKey) -> int
         draft = on_cursor(connection, drafts.find, conversation_id, message_id)
         if draft is None or draft.writer != writer:
             return None
+        if not draft.data:
+            on_cursor(connection, drafts.delete, conversation_id, message_id, draft.event_id)
+            return None
         try:
             complete(connection, outbox, _interrupted(draft))
         except FINAL_REFUSALS as refused:
@@ -131,14 +116,16 @@ async def _recover(outbox: OutboxFile, writer: str, key: drafts.DraftKey) -> int
     return 1
 
 
-def _interrupted(draft: drafts.Draft) -> Completion:
+def _interrupted(draft: drafts.Draft) -> Prepared:
     data = dict(decode(draft.data))
     confirm = data.pop(drafts.CONFIRM, True)
     event = Event(
         type=MessageAppended.type, data=data, event_id=draft.event_id, occurred_at=from_microseconds(draft.updated_at)
     )
     prepared = prepare(draft.conversation_id, (event,), owner=draft.owner_id, limits=_WIDEST_LIMITS)
-    return Completion(prepared=prepared, message_id=draft.message_id, writer=draft.writer if confirm else None)
+    if confirm:
+        prepared.to_confirm, prepared.writer = {draft.event_id: draft.message_id}, draft.writer
+    return prepared
 
 
 async def run_maintenance(outbox: OutboxFile, lock: WriterLock) -> None:

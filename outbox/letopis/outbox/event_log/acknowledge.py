@@ -11,7 +11,8 @@ import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.append import erase_records
-from letopis.outbox.event_log.effects import erase_delivered, erase_superseded
+from letopis.outbox.event_log.effects import erase_superseded
+from letopis.outbox.event_log.erasing import erase_delivered
 from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
 from letopis.outbox.event_log.statements import on_cursor, query_all
 from letopis.store.errors import OutboxUnavailable

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
+from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import ERASES_RECORDS, Appended, AppendPlan, LaneEnd, event_row, type_of
 from letopis.outbox.event_log.contents import insert_contents
@@ -41,7 +42,7 @@ _MOVE_SETTLED_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head
 # The file's counters and, beside them, the lanes that are there: always at least one row.
 _LANE: Final = (
     "SELECT o.indexed, (SELECT max(position) FROM letopis_outbox_events), l.lane, l.conversation_id, l.head,"
-    " l.owner_id, l.pruned, l.deleted, l.pending_since, l.delivered{more}"
+    " l.owner_id, l.pruned, l.deleted_at, l.pending_since, l.delivered{more}"
     " FROM letopis_outbox_origin AS o LEFT JOIN letopis_outbox_lanes AS l ON l.conversation_id "
 )
 _LANES: Final = _LANE.format(more="") + "IN (SELECT value FROM json_each(?))"  # noqa: S608 - ours
@@ -65,6 +66,8 @@ def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> l
     outcomes: list[Appended | LetopisError] = []
     for prepared in appends:
         try:
+            if prepared.draft is not None:
+                drafts.check(cursor, prepared.conversation_id, prepared.draft, prepared.events[0].event_id)
             outcomes.append(plan.add(prepared))
         except LetopisError as refused:
             outcomes.append(refused)
@@ -122,7 +125,6 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     names = set[str]()
     aliases: list[bytes] = []
     conditional: list[tuple[str, int]] = []
-    shown = False
     for prepared in appends:
         events += prepared.events
         if not prepared.changes:
@@ -131,8 +133,6 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
             aliases += [alias.bytes for alias in prepared.aliases.values()]
         if prepared.expects is not None:
             conditional.append((prepared.conversation_id, prepared.expects.sequence))
-        if prepared.shown:
-            shown = True
     types = set(map(type_of, events))
     if with_records := not _WITH_RECORDS.isdisjoint(types):
         names |= _lanes_beside(appends)
@@ -141,7 +141,7 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     others: set[str] = names
     if len(ids) == 1:
         name = events[0].conversation_id
-        cursor.execute(_LANE_AND_EVENT, (ids[0], name))
+        cursor.execute(_LANE_AND_EVENT, (bytearray(ids[0]), name))
         rows += cursor.fetchall()
         others = names - {name}
     if others:
@@ -155,7 +155,7 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
         known = find_positions(cursor, ids, indexed=indexed)
     lanes = {row[3]: LaneEnd(row[3], row[2], True, *row[4:10]) for row in rows if row[2] is not None}
     # Most appends are all new, and need no further look at ids.
-    repeated = bool(known) or shown or len(set(ids)) < len(ids) or MessageEdited.type in types
+    repeated = bool(known) or len(set(ids)) < len(ids) or MessageEdited.type in types
     return AppendPlan(
         lanes,
         UsedIds.read(cursor, known, events) if repeated else None,

@@ -64,13 +64,9 @@ class Prepared:
     expects: Precondition | None = None
     # by derived event id, the id that the event has if Letopis made its message id
     aliases: Mapping[UUID, UUID] = field(default_factory=empty)
-    # read messages that this append takes off the path: by event id here, the event each was read from
-    shown: Mapping[UUID, UUID] | None = None
-    put_back: bool = True  # ``False`` refuses messages that have left the path
-    # events whose messages the store shows: others that were delivered are put back; ``None``: trust the file
-    on_path: Collection[UUID] | None = None
-    elsewhere: Collection[str] = ()  # pending messages that are on the path in the history store, from another outbox
-    ask: bool = False  # raise ``PathUnknown``, so that the history store can be asked
+    to_confirm: Mapping[UUID, str] | None = None  # by event id, the messages whose sending is to be confirmed
+    writer: str = ""  # who is to confirm it
+    draft: str | None = None  # the message whose draft it completes; refused if an erasure has deleted that
     changes: tuple[PreparedChange, ...] = ()  # the events as changes of records, which may be of several lanes
     view: RecordsView | None = None  # what the history store held of records with conditions
     trusting: bool = False  # the store may decide a condition that the file cannot
@@ -86,8 +82,8 @@ def prepare(
     expected: After | None = None,
     after: After | None = None,
     fail_if_types: Collection[str] | None = None,
+    confirm: bool = False,
     limits: Limits = DEFAULT_LIMITS,
-    on_path: Collection[UUID] | None = None,
 ) -> Prepared:
     """Check and encode what is to be appended, without touching the file; the parameters are ``History.append``'s."""
     conversation_id = check_identifier(conversation_id, "conversation_id")
@@ -137,8 +133,28 @@ def prepare(
         None if owner is None else owner_id(owner),
         expects,
         aliases,
-        on_path=on_path,
+        None if confirm is False else _to_confirm(confirm, what, events, message_ids),
     )
+
+
+def _to_confirm(
+    confirm: object,
+    what: Sequence[Message | Body | Event],
+    events: Sequence[EncodedEvent],
+    message_ids: Sequence[str | None],
+) -> dict[UUID, str]:
+    """Return the assistant's messages of an append, which a bot sends, by event id."""
+    if confirm is not True:
+        raise InvalidInput("confirm", "must be True or False; in_store=True waits for the history store")
+    messages = [given.message if isinstance(given, MessageAppended) else given for given in what]
+    sent = {
+        event.event_id: message_id
+        for message, event, message_id in zip(messages, events, message_ids, strict=True)
+        if message_id is not None and (not isinstance(message, Message) or message.role == "assistant")
+    }
+    if not sent:
+        raise InvalidInput("confirm", "needs a message of the assistant, which is to be sent")
+    return sent
 
 
 def made_id(message_id: str) -> UUID | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Final
@@ -11,10 +12,11 @@ import orjson
 
 from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
 from letopis.outbox.event_log.contents import ContentRow, content_rows
+from letopis.outbox.event_log.drafts import UnconfirmedDraft
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
 from letopis.outbox.event_log.records.changes import prepare_clear, together
 from letopis.outbox.event_log.records.log import KnownRecords
-from letopis.outbox.event_log.reused_ids import UsedIds, sort_events
+from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.store.errors import ConversationGone, InvalidInput, VersionConflict
 from letopis.store.model.codec import EncodedEvent, decode, encode
 from letopis.store.model.event_types import (
@@ -58,7 +60,7 @@ class LaneEnd:
     head: int = 0
     owner_id: str | None = None
     pruned: int = 0
-    deleted: int = 0  # the sequence of the event that deleted the conversation; 0 or less while it lives
+    deleted: int = 0  # the sequence of the event that deleted the conversation; 0 while it lives
     pending_since: int | None = None
     delivered: int = 0
     touched: bool = False
@@ -66,17 +68,18 @@ class LaneEnd:
 
 def event_row(event: EncodedEvent, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
     """Return the row of an event, in the order of ``INSERT_EVENTS``."""
+    # As bytearrays: for bytes, the driver looks for an adapter each time.
     return (
         position,
-        event.event_id.bytes,
+        bytearray(event.event_id.bytes),
         lane,
         sequence,
         event.type,
         event.schema_version,
         event.data,
         event.metadata,
-        event.digest,
-        event.salt,
+        bytearray(event.digest),
+        event.salt and bytearray(event.salt),
         event.occurred_at,
         now_us,
     )
@@ -104,8 +107,11 @@ class AppendPlan:
             return self._add_changes(prepared)
         conversation_id, used = prepared.conversation_id, self.used
         lane = self.lanes.get(conversation_id) or LaneEnd(conversation_id, self.last_lane + 1)
-        known = None if used is None else sort_events(prepared, used, deleted=lane.deleted > 0)
-        new = list(prepared.events) if known is None else known.new
+        ids: Sequence[UUID] = ()
+        if used is None:
+            new = list(prepared.events)
+        else:
+            new, ids = used.sort(prepared, deleted=lane.deleted > 0)
         # A retry must succeed although the conversation has moved on, so ids are looked at before conditions.
         if new:
             if lane.deleted > 0:
@@ -128,6 +134,8 @@ class AppendPlan:
             if EFFECT_VERSIONS.get(event.type) == event.schema_version:
                 event = self._add_effect(lane, owner_id, event)
                 effective.append(event)
+            if prepared.to_confirm is not None and (message_id := prepared.to_confirm.get(event.event_id)) is not None:
+                self._add_unconfirmed(lane, owner_id, event, message_id, prepared.writer)
             if since is not None:
                 since.append((sequence, event.type))
             if used is not None:
@@ -141,16 +149,12 @@ class AppendPlan:
                 self._touch(lane)
             for event in effective:
                 self._erase_records(event)
-        if used is None or known is None:
+        if used is None:
             ids = tuple(map(_id_of, prepared.events))
         else:
-            ids = tuple(known.ids)
             sequences = [used.ids[event_id.int].sequence for event_id in ids]
-            if known.path is not None:
-                used.paths[conversation_id] = known.path
-        return Appended(
-            conversation_id, ids, tuple(sequences), tuple(filter(None, prepared.message_ids)), owner_id, len(new)
-        )
+        message_ids = tuple(filter(None, prepared.message_ids))
+        return Appended(conversation_id, tuple(ids), tuple(sequences), message_ids, owner_id, len(new))
 
     def _touch(self, lane: LaneEnd) -> None:
         lane.touched = True
@@ -263,6 +267,15 @@ class AppendPlan:
                 return
             actual = min(forbidden)
         raise VersionConflict(conversation_id=lane.conversation_id, expected=expects.sequence, actual=actual)
+
+    def _add_unconfirmed(
+        self, lane: LaneEnd, owner_id: str | None, event: EncodedEvent, message_id: str, writer: str
+    ) -> None:
+        name = lane.conversation_id
+        draft = UnconfirmedDraft(name, message_id, event.event_id, owner_id, writer, self.now_us)
+        self.effects.append(
+            Effect(conversation_id=name, owner_id=owner_id, sequence=lane.head, event=event, unconfirmed=draft)
+        )
 
     def _add_effect(self, lane: LaneEnd, owner_id: str | None, event: EncodedEvent) -> EncodedEvent:
         """Plan the effect of an event, and return the event to write."""

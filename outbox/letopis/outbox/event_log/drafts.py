@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.store.errors import Closed
 from letopis.store.model.codec import RESERVED
 
 CONFIRM: Final = f"{RESERVED}confirm"
@@ -17,15 +18,23 @@ CONFIRM: Final = f"{RESERVED}confirm"
 
 DraftKey = tuple[str, str]  # conversation id and message id
 
-# A save may come late: when the message is in the log already, or its conversation was deleted.
-_SAVE: Final = (
+# Late, when the message is in the log already or its conversation was deleted, it has no effect.
+_BEGIN: Final = (
     "INSERT INTO letopis_outbox_drafts"
     " (conversation_id, message_id, event_id, owner_id, data, writer, started_at, updated_at)"
-    " SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8"
+    " SELECT ?1, ?2, ?3, ?4, '', ?5, ?6, ?6"
     " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_known_ids WHERE event_id = ?3)"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?1 AND deleted > 0)"
-    " ON CONFLICT (conversation_id, message_id) DO UPDATE SET data = excluded.data, updated_at = excluded.updated_at"
-    " WHERE event_id = excluded.event_id AND writer = excluded.writer"
+    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?1 AND deleted_at > 0)"
+    " ON CONFLICT (conversation_id, message_id) DO NOTHING"
+)
+_SAVE: Final = (
+    "UPDATE letopis_outbox_drafts SET data = ?, updated_at = ?"
+    " WHERE conversation_id = ? AND message_id = ? AND event_id = ? AND writer = ?"
+)
+_STANDS: Final = (
+    "SELECT 1 FROM letopis_outbox_drafts WHERE conversation_id = ?1 AND message_id = ?2 AND event_id = ?3"
+    " UNION ALL SELECT 1 FROM letopis_outbox_known_ids WHERE event_id = ?3"
+    " UNION ALL SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?1 AND deleted_at > 0 LIMIT 1"
 )
 _COLUMNS: Final = "conversation_id, message_id, event_id, owner_id, data, writer, started_at, updated_at"
 _FIND: Final = f"SELECT {_COLUMNS} FROM letopis_outbox_drafts WHERE conversation_id = ? AND message_id = ?"  # noqa: S608
@@ -43,8 +52,7 @@ _WRITERS: Final = (
     "SELECT writer FROM letopis_outbox_drafts UNION SELECT writer FROM letopis_outbox_unconfirmed ORDER BY writer"
 )
 _UNCONFIRMED: Final = (
-    "SELECT u.conversation_id, u.message_id, u.event_id, u.owner_id, u.writer, u.appended_at,"
-    " e.schema_version, CASE WHEN e.redacted = 0 THEN e.data END"
+    "SELECT u.conversation_id, u.message_id, u.event_id, u.owner_id, u.writer, u.appended_at"
     " FROM letopis_outbox_unconfirmed AS u LEFT JOIN letopis_outbox_events AS e ON e.position ="
     " (SELECT k.position FROM letopis_outbox_known_ids AS k WHERE k.event_id = u.event_id LIMIT 1)"
     # Those without an event are the oldest: the outbox no longer holds them.
@@ -62,7 +70,15 @@ _EXPIRED: Final = (
 )
 _ANY_EXPIRED: Final = f"SELECT 1 {_EXPIRED} LIMIT 1"
 _DELETE_EXPIRED: Final = f"DELETE {_EXPIRED}"
-_ERASE: Final = "DELETE FROM letopis_outbox_{table} WHERE conversation_id = ?1 AND (?2 IS NULL OR message_id = ?2)"
+
+
+class Erased(Closed):
+    """The conversation was erased while the reply was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the conversation was erased while the reply was written, and the reply with it: begin another"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +89,7 @@ class Draft:
     message_id: str
     event_id: UUID
     owner_id: str | None
-    data: str  # of the message that it becomes if nothing more is saved, as JSON
+    data: str  # of the message that it becomes if nothing more is saved, as JSON; empty until something was saved
     writer: str  # the id of its writer: see ``drafts.writer_lock``
     started_at: int
     updated_at: int
@@ -89,15 +105,26 @@ class UnconfirmedDraft:
     owner_id: str | None
     writer: str
     appended_at: int
-    schema_version: int | None  # ``None`` if the outbox no longer holds the event
-    data: str | None  # as JSON; ``None`` if the outbox no longer holds the event, or it was redacted
+
+
+def begin(cursor: Any, draft: Draft) -> bool:
+    """Note that a reply is being written, so that an erasure ends it. Return False if it has no place here any more."""
+    values = (draft.event_id.bytes, draft.owner_id, draft.writer, draft.started_at)
+    cursor.execute(_BEGIN, (draft.conversation_id, draft.message_id, *values))
+    return bool(cursor.rowcount == 1)
 
 
 def save(cursor: Any, draft: Draft) -> bool:
-    """Save a draft. Return False if its message is in the log, its conversation deleted, or its key another's."""
-    values = (draft.owner_id, draft.data, draft.writer, draft.started_at, draft.updated_at)
-    cursor.execute(_SAVE, (draft.conversation_id, draft.message_id, draft.event_id.bytes, *values))
+    """Save what a draft that was begun has come to. Return False if there is no such draft any more."""
+    place = (draft.conversation_id, draft.message_id, draft.event_id.bytes, draft.writer)
+    cursor.execute(_SAVE, (draft.data, draft.updated_at, *place))
     return bool(cursor.rowcount == 1)
+
+
+def check(cursor: Any, conversation_id: str, message_id: str, event_id: UUID) -> None:
+    """Raise Erased if the draft is gone, though its message is not in the log, nor its conversation deleted."""
+    if query_one(cursor, _STANDS, (conversation_id, message_id, event_id.bytes)) is None:
+        raise Erased
 
 
 def find(cursor: Any, conversation_id: str, message_id: str) -> Draft | None:
@@ -117,18 +144,10 @@ def delete(cursor: Any, conversation_id: str, message_id: str, event_id: UUID) -
     cursor.execute(_DELETE, (conversation_id, message_id, event_id.bytes))
 
 
-def mark_unconfirmed(
-    cursor: Any,
-    conversation_id: str,
-    message_id: str,
-    *,
-    event_id: UUID,
-    owner_id: str | None,
-    writer: str,
-    now_us: int,
-) -> None:
+def mark_unconfirmed(cursor: Any, draft: UnconfirmedDraft) -> None:
     """Record that a reply was appended and is to be confirmed."""
-    cursor.execute(_MARK_UNCONFIRMED, (conversation_id, message_id, event_id.bytes, owner_id, writer, now_us))
+    place = (draft.conversation_id, draft.message_id, draft.event_id.bytes)
+    cursor.execute(_MARK_UNCONFIRMED, (*place, draft.owner_id, draft.writer, draft.appended_at))
 
 
 def mark_confirmed(cursor: Any, messages: Iterable[DraftKey]) -> None:
@@ -167,9 +186,3 @@ def has_expired(cursor: Any, moment_us: int) -> bool:
 def delete_expired(cursor: Any, moment_us: int) -> None:
     """Delete unconfirmed replies that were appended before a moment and are no longer in the outbox."""
     cursor.execute(_DELETE_EXPIRED, (moment_us,))
-
-
-def erase(cursor: Any, conversation_id: str, message_id: str | None) -> None:
-    """Delete the draft and the confirmation record of a message, or of all messages of a conversation."""
-    for table in ("drafts", "unconfirmed"):
-        cursor.execute(_ERASE.format(table=table), (conversation_id, message_id))

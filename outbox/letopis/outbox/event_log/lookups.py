@@ -36,6 +36,7 @@ _CUT: Final = (
 )
 
 
+_LANE: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?"
 _CONVERSATIONS_OF: Final = (
     "SELECT DISTINCT l.conversation_id FROM letopis_outbox_lanes AS l CROSS JOIN letopis_outbox_events AS e"
     " ON e.lane = l.lane AND e.sequence > {start} WHERE {lanes} AND e.type = ?"
@@ -68,22 +69,26 @@ def messages_by(connection: sa.Connection, author: str, *, upto: int = INTEGER_M
     return found
 
 
-_ERASING: Final = "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id = ? AND deleted <> 0"
-_ANY_PENDING: Final = (
-    "SELECT 1 FROM letopis_outbox_lanes WHERE pending_since IS NOT NULL AND delivered < head"
-    " AND conversation_id IN (SELECT value FROM json_each(?)) LIMIT 1"
+_ERASING: Final = (
+    "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id = ?"
+    " AND (deleted_at > 0 OR erased_before < reset_at)"
+)
+_LEFT_OF: Final = (
+    "SELECT coalesce(sum(head - delivered), 0), coalesce(sum(state = 'blocked'), 0) FROM letopis_outbox_lanes"
+    " WHERE pending_since IS NOT NULL AND delivered < head AND conversation_id IN (SELECT value FROM json_each(?))"
 )
 _HOLDS_RECORDS: Final = (
     "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND type <> 'record.cleared' AND data <> '{}' LIMIT 1"
 )
 
 
-def erases_owner(connection: sa.Connection, owner: str) -> bool:
-    """Return True if an erasure of an owner's conversations or records is pending."""
-    names = [row[0] for row in fetch_all(connection, _ERASING, (owner,))]
-    scopes = (Scope.owner(owner), *map(Scope.conversation, names))
+def left_of_erasure(connection: sa.Connection, owner: str, erased: Iterable[str] = ()) -> tuple[int, int]:
+    """Return the pending events, and the blocked lanes among theirs, of an owner's erasure or of conversations."""
+    names = [*erased, *(row[0] for row in fetch_all(connection, _ERASING, (owner,)))]
+    scopes = (*([Scope.owner(owner)] if owner else ()), *map(Scope.conversation, names))
     lanes = orjson.dumps([*names, *(scope.name for scope in scopes)]).decode()
-    return fetch_one(connection, _ANY_PENDING, (lanes,)) is not None
+    pending, blocked = fetch_all(connection, _LEFT_OF, (lanes,))[0]
+    return pending, blocked
 
 
 def holds_records_of(connection: sa.Connection, owner: str) -> bool:
@@ -97,6 +102,10 @@ _CONFLICT: Final = "SELECT expected, actual FROM letopis_outbox_superseded WHERE
 
 def holds_event(connection: sa.Connection, event_id: UUID) -> bool:
     return fetch_one(connection, _HOLDS, (event_id.bytes,)) is not None
+
+
+def holds_conversation(connection: sa.Connection, conversation_id: str) -> bool:
+    return fetch_one(connection, _LANE, (conversation_id,)) is not None
 
 
 def conflict_of(connection: sa.Connection, event_ids: Iterable[UUID]) -> Conflict | None:

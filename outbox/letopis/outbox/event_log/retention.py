@@ -19,7 +19,6 @@ from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.model.identifiers import check_number, uuid_of
-from letopis.store.rules.decoding import puts_back
 from letopis.store.rules.retention import ContentRetention
 
 if TYPE_CHECKING:
@@ -115,10 +114,6 @@ class StoredRow:
     @property
     def event_id(self) -> UUID:
         return uuid_of(self.values[1])
-
-    @property
-    def puts_back(self) -> bool:
-        return puts_back(self.values[5])
 
     @property
     def occurred_at(self) -> datetime:

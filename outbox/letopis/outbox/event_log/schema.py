@@ -30,11 +30,24 @@ origin: Final = sa.Table(
     sa.Column("indexed", sa.Integer, nullable=False, server_default="0"),
     # Positions that no head of a lane counts: of tombstones of lost events, and of lanes that began again at 1.
     sa.Column("uncounted", sa.Integer, nullable=False, server_default="0"),
-    # The number of the last erasure that was carried out in this file, and of the last that the store knows to be.
+    # The last erasure of the store that this file was compared with, and carried out; 1 once the store knows that.
     sa.Column("erasures", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("acknowledged", sa.Integer, nullable=False, server_default="0"),
-    # While the next one is carried out: the position up to which it reaches. What was appended since is new words.
-    sa.Column("erasing", sa.Integer),
+    sa.Column("erasure_id", Id16),
+    sa.Column("acknowledged", sa.Integer, nullable=False, server_default="1"),
+)
+
+erasures: Final = sa.Table(
+    "letopis_outbox_erasures",
+    metadata,
+    # The erasures of the store that this file knows, in one of the states of `known_erasures.ErasureState`.
+    sa.Column("erasure_id", Id16, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    # The position up to which it reaches. What was appended since is new words.
+    sa.Column("upto", sa.Integer, nullable=False),
+    # As the store records it, in JSON: to record it again in a store that was restored from before it.
+    sa.Column("erasure", sa.Text),
+    sqlite_with_rowid=False,
 )
 
 events: Final = sa.Table(
@@ -89,11 +102,14 @@ lanes: Final = sa.Table(
     sa.Column("pending_since", sa.Integer),
     sa.Column("fault_class", sa.Text),
     sa.Column("fault", sa.Text),
-    # The sequence of the event that deleted the conversation, 0 while it lives: nothing is appended after it. Below
-    # zero, the negated sequence of a reset that is not delivered yet: what comes before it is erased then.
-    sa.Column("deleted", sa.Integer, nullable=False, server_default="0"),
-    # The sequence before which the content of a delivered deletion or reset is erased; long lanes take several steps.
-    sa.Column("erased", sa.Integer, nullable=False, server_default="0"),
+    # The sequence of the event that deleted the conversation, 0 while it lives: nothing is appended after it.
+    sa.Column("deleted_at", sa.Integer, nullable=False, server_default="0"),
+    # The sequence of the last reset. Everything before a deletion or a reset is erased once that is delivered.
+    sa.Column("reset_at", sa.Integer, nullable=False, server_default="0"),
+    # The sequence before which retention removes content and leaves what makes the state.
+    sa.Column("trim_before", sa.Integer, nullable=False, server_default="0"),
+    # The sequence before which that is done; long lanes take several steps.
+    sa.Column("erased_before", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("conversation_id", name="uq_letopis_outbox_lanes_conversation_id"),
     sa.CheckConstraint("delivered <= head AND pruned <= delivered", name="ck_letopis_outbox_lanes_order"),
     sa.CheckConstraint("delivered = head OR pending_since IS NOT NULL", name="ck_letopis_outbox_lanes_pending"),
@@ -104,7 +120,11 @@ lanes: Final = sa.Table(
     # Lanes that wait for an operator, including those that lost events and have none pending.
     sa.Index("ix_letopis_outbox_lanes_blocked", "conversation_id", sqlite_where=sa.text("state = 'blocked'")),
     # Lanes with content to erase.
-    sa.Index("ix_letopis_outbox_lanes_erased", "erased", sqlite_where=sa.text("erased < abs(deleted)")),
+    sa.Index(
+        "ix_letopis_outbox_lanes_unerased",
+        "erased_before",
+        sqlite_where=sa.text("erased_before < max(deleted_at, reset_at, trim_before)"),
+    ),
 )
 
 relay: Final = sa.Table(
@@ -276,7 +296,8 @@ drafts: Final = sa.Table(
     sa.Column("message_id", sa.Text, primary_key=True),
     sa.Column("event_id", Id16, nullable=False),
     sa.Column("owner_id", sa.Text),
-    # The data of the message as JSON, with the text so far.
+    # The data of the message as JSON, with the text so far; empty until something was saved. The row is there from the
+    # beginning of a reply: an erasure that deletes it ends the reply.
     sa.Column("data", sa.Text, nullable=False),
     # The id of its writer: while that process lives, no other touches the draft.
     sa.Column("writer", sa.Text, nullable=False),

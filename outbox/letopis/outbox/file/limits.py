@@ -124,7 +124,8 @@ class DiskReserve:
         try:
             if hasattr(os, "statvfs"):
                 disk = os.statvfs(self._folder)  # on the writer's path; shutil.disk_usage is slower
-                return disk.f_bavail * disk.f_frsize
+                # Some network and virtual file systems report no blocks at all.
+                return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
             return shutil.disk_usage(self._folder).free
         except OSError:
             return None

@@ -188,7 +188,7 @@ class OutboxFile:
         A cancellation may come too late: the event ids tell whether the append took effect, so running it again with
         the same ids is always safe.
 
-        :raises EventIdReused: an id of it holds other content.
+        :raises IdReused: an id of it holds other content.
         :raises InvalidInput: the conversation has another owner.
         :raises OutboxFull: the outbox, or the disk, is full; nothing was dropped.
         :raises OutboxUnavailable: the file cannot be written, or another writer holds it for 10 seconds.

@@ -7,16 +7,17 @@ from itertools import groupby
 from typing import Final
 
 from letopis.outbox.event_log.lookups import messages_by
-from letopis.outbox.history.history import History
+from letopis.outbox.history.readable import ReadableHistory
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.read.paging import AsOf
+from letopis.store.read.reader import Reader
 
 PAGE: Final = 500
 
 
 async def conversation_of(
-    source: History | ConversationStore, conversation_id: str, *, as_of: AsOf | None = None
+    source: ReadableHistory | ConversationStore, conversation_id: str, *, as_of: AsOf | None = None
 ) -> Conversation | None:
     """Return what a history, or a store alone, knows of a conversation."""
     if isinstance(source, ConversationStore):
@@ -25,20 +26,20 @@ async def conversation_of(
 
 
 async def authored(
-    source: History | ConversationStore, author: str, *, merge: bool = True
+    source: ReadableHistory | ConversationStore, author: str, *, merge: bool = True
 ) -> AsyncIterator[tuple[Conversation, list[RecordedMessage]]]:
     """Yield an author's messages in pages, each of one conversation, pending ones and pending changes included.
 
     With ``merge=False``, stored messages come without pending changes, and with references for large content. A message
-    that was put back comes twice. Deleted conversations are left out.
+    that was replaced comes twice. Deleted conversations are left out.
     """
     waiting, store = dict[str, list[str]](), source if isinstance(source, ConversationStore) else source.store
-    if isinstance(source, History):
+    if isinstance(source, ReadableHistory):
         # The file first: what is delivered and pruned after that is in the store.
         waiting = await source.outbox.read(lambda file: messages_by(file, author))
     after: tuple[str, int] | None = None
     while True:
-        stored = await store.outbox_access.authored(author, after=after, limit=PAGE)
+        stored = await store.runtime.read(Reader.authored, author, after=after, limit=PAGE)
         for name, group in groupby(stored, lambda message: message.conversation_id):
             if after is not None and after[0] != name:
                 async for page in _held(source, after[0], waiting.pop(after[0], ())):
@@ -50,10 +51,10 @@ async def authored(
                 continue
             known = {message.id for message in messages}
             waiting[name] = [message_id for message_id in waiting.get(name, ()) if message_id not in known]
-            if merge and conversation.pending and isinstance(source, History):
+            if merge and conversation.pending and isinstance(source, ReadableHistory):
                 messages = await _merged(source, name, [message.id for message in messages])
             elif merge:
-                messages = list(await store.outbox_access.with_contents(Page(tuple(messages))))
+                messages = list(await store.runtime.with_contents(Page(tuple(messages))))
             yield conversation, messages
         if len(stored) < PAGE:
             break
@@ -63,7 +64,7 @@ async def authored(
 
 
 async def _held(
-    source: History | ConversationStore, name: str, ids: Sequence[str]
+    source: ReadableHistory | ConversationStore, name: str, ids: Sequence[str]
 ) -> AsyncIterator[tuple[Conversation, list[RecordedMessage]]]:
     """Yield messages that the file holds and the store did not, when it was read."""
     if not ids or isinstance(source, ConversationStore):
@@ -73,6 +74,6 @@ async def _held(
         yield conversation, await _merged(source, name, ids)
 
 
-async def _merged(history: History, name: str, ids: Sequence[str]) -> list[RecordedMessage]:
+async def _merged(history: ReadableHistory, name: str, ids: Sequence[str]) -> list[RecordedMessage]:
     messages = [await history.chat(name).message(message_id) for message_id in ids]
     return [message for message in messages if message is not None]

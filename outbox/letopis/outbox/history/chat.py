@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.history.receipts import Receipt
-from letopis.store.errors import InvalidInput
+from letopis.store.errors import InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import (
     ConversationAnnotated,
@@ -32,7 +32,7 @@ from letopis.store.model.parts import Content
 from letopis.store.read.paging import AsOf
 
 if TYPE_CHECKING:
-    from letopis.outbox.history._opening import Parts
+    from letopis.outbox.history.opening import Parts
     from letopis.outbox.history.sharing import SharedAccess
     from letopis.store.rules.filter import Filter
 
@@ -109,14 +109,14 @@ class Chat:
         self,
         *,
         after: int | str = 0,
-        limit: int = 500,
+        first: int = 500,
         last: int | None = None,
         before: int | str | None = None,
         types: Collection[str] | None = None,
     ) -> Page[RecordedEvent]:
         """Return a page of its events, in order, pending ones (no version yet) last.
 
-        By default the first ``limit`` after a version; with ``last``, the newest ones. Page forward with
+        By default the ``first`` ones after a version; with ``last``, the newest ones. Page forward with
         ``after=page.next``, or backward with ``last=50, before=page.next``.
 
         :param after: the ``next`` of the page before, or a version.
@@ -126,8 +126,22 @@ class Chat:
         :raises InvalidInput: an argument is wrong.
         """
         return await self._parts.reader.events(
-            self.conversation_id, after=after, limit=limit, last=last, before=before, types=types
+            self.conversation_id, after=after, first=first, last=last, before=before, types=types
         )
+
+    async def answers(self, question_id: str) -> tuple[tuple[RecordedMessage, ...], ...]:
+        """Return all answers to a question, regenerated ones included, each with its tool calls and results, in order.
+
+        ``on_path`` of their messages says which one is shown. The log is read from the question on. A fork knows the
+        answers to questions of its own.
+
+        :param question_id: the id of a user message; consecutive ones have the same answers.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold all of them.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        from letopis.outbox.history.context import read_answers
+
+        return await read_answers(self._parts.reader, self._parts.finder, self.conversation_id, question_id)
 
     async def transcript(self, *, last: int | None = None, locale: str | None = None, tz: tzinfo = UTC) -> str:
         """Return the conversation as text; empty if there is none. All of it is read into memory.
@@ -166,12 +180,20 @@ class Chat:
         :param by: who asked for it; kept in the log.
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
-        :raises Held: an operator holds the conversation or its owner; nothing was written.
+        :raises Held: an operator holds the conversation, its owner, or the author of a message; nothing was written.
         """
         ids = dict.fromkeys(check_identifier(name, "message_id") for name in (message_id, *more))
-        await self._parts.conversations.check_not_held(self.conversation_id)
+        for author in {None, *[await self._author_of(name) for name in ids]}:
+            await self._parts.conversations.check_not_held(self.conversation_id, author)
         bodies = (MessageRedacted(message_id=name, by=by, reason=reason) for name in ids)
         return await self._parts.appender.change(self.conversation_id, *bodies)
+
+    async def _author_of(self, message_id: str) -> str | None:
+        try:
+            message = await self.message(message_id)
+        except StoreUnavailable:
+            return None
+        return None if message is None else message.message.author
 
     async def react(
         self, message_id: str, key: str, *, actor: str | None = None, value: int | float | str | None = None
@@ -236,22 +258,27 @@ class Chat:
     # Change the conversation.
 
     async def rename(self, title: str) -> Receipt:
-        """Give the conversation a new title."""
-        return await self._parts.appender.write(self.conversation_id, ConversationRenamed(title=title))
+        """Give the conversation a new title.
+
+        :raises InvalidInput: there is no such conversation; nothing was written. While the history store is
+            unreachable, one that the outbox does not hold is assumed to exist, here and in :meth:`annotate` and
+            :meth:`tag`.
+        """
+        return await self._parts.conversations.describe(self.conversation_id, ConversationRenamed(title=title))
 
     async def annotate(self, metadata: Mapping[str, Any]) -> Receipt:
         """Set keys of its own metadata; other keys stay.
 
         ``None`` removes a key, and :data:`~letopis.store.NULL` stores a null.
         """
-        return await self._parts.appender.write(self.conversation_id, ConversationAnnotated(metadata=metadata))
+        return await self._parts.conversations.describe(self.conversation_id, ConversationAnnotated(metadata=metadata))
 
     async def tag(self, *tags: str, remove: Sequence[str] = ()) -> Receipt:
         """Add tags to it, and remove others. Rules of retention are given by tag; ``pinned`` keeps all its content.
 
         At most 32 tags; an append that would make more has no effect. A deletion and a reset remove them.
         """
-        return await self._parts.appender.write(
+        return await self._parts.conversations.describe(
             self.conversation_id, ConversationTagged(add=tags or None, remove=remove or None)
         )
 
@@ -311,7 +338,7 @@ class Chat:
             raise InvalidInput("everywhere", f"must be True or False, not {type(everywhere).__name__}")
         body = ConversationRewound(reason=reason, erase=True)
         if everywhere:
-            await self._parts.conversations.register_reset(self.conversation_id, reason=reason)
+            body = await self._parts.conversations.register_reset(self.conversation_id, reason=reason)
         return await self._parts.conversations.erase(self.conversation_id, body)
 
     # Change the path. While the history store is unreachable, this works as far as the outbox reaches back.
@@ -365,21 +392,23 @@ class Chat:
         """Make ``messages`` the whole path, in one append: all of it or nothing.
 
         What the path begins with already stays untouched: the first messages that have the same id and content. The
-        rest leaves the path, and the rest of ``messages`` is appended or, where it was there before, put back. If
-        nothing differs, nothing is written and ``None`` is returned, so a retry is safe if the ids are yours.
+        rest leaves the path, and the rest of ``messages`` is appended; a message that was there before comes under a
+        new id (``Receipt.message_ids``), as an id is used once. If nothing differs but such ids, nothing is written and
+        ``None`` is returned, so a retry is safe if the ids are yours.
 
         If another outbox writes to the conversation before the delivery, the history store sets all of it aside: see
         ``Receipt.superseded()``. Another outbox reads the old path or the new one; of more than 5,000 messages, or
         16 MiB, it may read the first ones without the rest for a moment.
 
-        While the history store is unreachable, messages that the outbox file no longer holds cannot be recognised.
-        Those that the store already has are off the path once all is delivered: see ``Receipt.superseded()``.
+        While the history store is unreachable, messages that the outbox file no longer holds cannot be recognised, and
+        keep their ids. Those that the store already has are off the path once all is delivered: see
+        ``Receipt.superseded()``.
 
         :param messages: with ids of their own; none takes all messages off the path.
         :param owner: whose conversation it is; remembered from then on.
         :param reason: kept in the log.
         :raises InvalidInput: an id occurs twice, or something cannot be kept; nothing was written.
-        :raises EventIdReused: an id holds other content, or its message was erased; nothing was written. A message that
+        :raises IdReused: an id holds other content, or its message was erased; nothing was written. A message that
             is on the path may come with the content that is shown, edits included.
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         :raises ConversationGone: the conversation was deleted; nothing was written.

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from letopis.outbox.alerting.language import language_of
 from letopis.store.errors import InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.event_types import ConversationRewound, MessageAppended
+from letopis.store.model.events import RecordedEvent
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import INSTRUCTIONS
+from letopis.store.read.paging import MAX_PAGE
+from letopis.store.rules.answers import answers_by_question
 from letopis.store.rules.context_window import Context, FittedWindow, WindowBudget, fit_window, is_visible
 from letopis.store.rules.transcript import transcript
 
 if TYPE_CHECKING:
-    from letopis.outbox.history._read import HistoryReader
+    from letopis.outbox.history.find_message import MessageFinder
+    from letopis.outbox.history.read import HistoryReader
 
 MIN_PAGE_SIZE: Final = 64  # messages of the first page; each page back is twice as long as the one before it
 MAX_PAGE_SIZE: Final = 2_000  # messages of the longest page
 FIRST_PAGE_SIZE: Final = 8  # messages of a page that looks for the system messages at the beginning
+PATH_TYPES: Final = (MessageAppended.type, ConversationRewound.type)  # of the events that make and change a path
 
 Cut = Callable[[Sequence[RecordedMessage]], list[RecordedMessage] | None]
 """Returns the messages of a window out of the newest ones, or ``None`` if the last one of the window is not in them."""
@@ -139,3 +145,21 @@ def _leading_system(messages: Sequence[RecordedMessage]) -> list[RecordedMessage
             break
         leading.append(message)
     return leading
+
+
+async def read_answers(
+    reader: HistoryReader, finder: MessageFinder, conversation_id: str, question_id: str
+) -> tuple[tuple[RecordedMessage, ...], ...]:
+    """Return the answers to a question as ``Chat.answers`` does."""
+    question = await finder.find(question_id, conversation_id)
+    if question is None or question.conversation_id != conversation_id:
+        return ()
+    after: int | str | None = max(0, (question.version or 1) - 1)
+    events: list[RecordedEvent] = []
+    while after is not None:
+        page = await reader.events(conversation_id, after=after, first=MAX_PAGE, types=PATH_TYPES)
+        events += page
+        after = page.next
+    answers = answers_by_question(events).get(question_id, ())
+    messages = [[await finder.find(name, conversation_id) for name in answer] for answer in answers]
+    return tuple(tuple(message for message in answer if message is not None) for answer in messages)

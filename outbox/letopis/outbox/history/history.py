@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import HomeBlock, at_home
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.history.chat import Chat
-from letopis.outbox.history.lifecycle import Lifecycle
-from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, known_owner
+from letopis.outbox.history.options import AppendOptions, known_owner
+from letopis.outbox.history.readable import ReadableHistory
 from letopis.outbox.history.receipts import Receipt, check_timeout
-from letopis.outbox.history.records import AllRecords
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.errors import InvalidInput
-from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import Body
 from letopis.store.model.events import Event
-from letopis.store.model.identifiers import Owner, owner_id
+from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message, Role
-from letopis.store.read.paging import DEFAULT_STATES, AsOf
 
 if TYPE_CHECKING:
     from letopis.outbox.history.reply import Reply
     from letopis.outbox.history.transaction import Transaction
-    from letopis.store.rules.context_window import Context, TokenCounter
-    from letopis.store.rules.filter import Filter
-    from letopis.store.rules.statistics import Statistics
-    from letopis.store.search.results import Hit
+    from letopis.store.erasures import Erasure
+    from letopis.store.errors import Held
 
 
 @at_home(besides=("append", "append_in"))
-class History(Lifecycle):
+class History(ReadableHistory):
     """A conversation history that never silently loses a message.
 
     ::
@@ -61,8 +54,8 @@ class History(Lifecycle):
         conversation_id: str,
         what: Message | Body | Event,
         *more: Message | Body | Event,
-        confirm: Literal["store"] | None = None,
-        timeout: float | None = 10.0,  # noqa: ASYNC109 - of the confirmation, with an error of its own
+        in_store: bool = False,
+        timeout: float | None = 10.0,  # noqa: ASYNC109 - of the delivery, with an error of its own
         **options: Unpack[AppendOptions],
     ) -> Receipt:
         """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut.
@@ -73,11 +66,10 @@ class History(Lifecycle):
             await history.append("chat-1", Message.assistant("A leaf."), after=asked)
 
         Concurrent appends share one flush to disk; those of one conversation keep the order of the calls. Appending a
-        message again under its id, with the same content, has no effect while it is on the path, and puts it back at
-        the end if it was popped, undone or cleared: as it was appended first, without later edits and reactions. Of a
-        message that was delivered, the history store is asked, because another outbox may have taken it off the path;
-        while it does not answer, it decides on delivery. (If the first event came through another outbox alone, or was
-        pruned here, one that has left the path is ``superseded``.)
+        message again under its id, with the same content, has no effect and returns the first receipt, whatever has
+        happened since: ``Receipt.superseded()`` tells that it has left the path. To show it again, append it under a
+        new id. (If the first event came through another outbox alone, or was pruned here, the history store decides on
+        delivery, and sets it aside if it has left the path.)
 
         After a cancellation or an error of the file it may have taken effect: repeating it is always safe.
 
@@ -89,15 +81,18 @@ class History(Lifecycle):
             conversation too, the history store checks again, and a late message is kept as ``superseded``.
         :param expected: like ``after``, and refused if any event has come since.
         :param fail_if_types: the event types that count for ``after``.
-        :param confirm: ``"store"`` to ask the history store before anything is written, and to return once it has the
-            append and lets it stand. Needs ``expected`` or ``after``, and a relay. By default, the answer comes late:
-            see ``Receipt.superseded()``.
-        :param timeout: with ``confirm``: seconds to wait for the delivery.
+        :param confirm: ``True`` for messages that the bot sends: until ``Chat.sent`` or ``failed``, the assistant's
+            messages of the append are in :meth:`unconfirmed`, and go to the history's ``sender`` after a crash.
+        :param in_store: ``True`` to return once the append is in the history store, which needs a relay. With
+            ``expected`` or ``after``, the store is asked before anything is written; by default its answer to them
+            comes late: see ``Receipt.superseded()``.
+        :param timeout: with ``in_store``: seconds to wait for the delivery.
         :raises InvalidInput: something cannot be kept in every store, or the conversation has another owner.
-        :raises EventIdReused: a message or event id holds other content, or its message was erased.
+        :raises IdReused: a message or event id holds other content, or its message was erased.
         :raises VersionConflict: another append was first.
-        :raises StoreUnavailable: with ``confirm``: the history store cannot be asked; nothing was written.
-        :raises NotConfirmed: with ``confirm``: written, and not delivered within ``timeout``.
+        :raises StoreUnavailable: with ``in_store`` and a condition: the history store cannot be asked; nothing was
+            written.
+        :raises NotSaved: with ``in_store``: written, and not delivered within ``timeout``.
         :raises ConversationGone: the conversation was deleted.
         :raises OutboxFull: the outbox or its disk is full; nothing was dropped.
         :raises OutboxUnavailable: the outbox file cannot be written.
@@ -108,13 +103,13 @@ class History(Lifecycle):
             await home.prepare()
         events = (what, *more)
         with appending(conversation_id, events):
-            prepared = prepare(conversation_id, events, limits=home.parts.limits, on_path=(), **options)
+            prepared = prepare(conversation_id, events, limits=home.parts.limits, **options)
             timeout = check_timeout(timeout)
-            if confirm not in (None, "store"):
-                raise InvalidInput("confirm", "must be 'store' or None")
-            if confirm is None and home.loop is asyncio.get_running_loop():
+            if not isinstance(in_store, bool):
+                raise InvalidInput("in_store", f"must be True or False, not {type(in_store).__name__}")
+            if not in_store and home.loop is asyncio.get_running_loop():
                 return await home.parts.appender.append(prepared)
-            return await home.run(lambda: self._parts.appender.append(prepared, confirm=confirm, timeout=timeout))
+            return await home.run(lambda: self._parts.appender.append(prepared, in_store=in_store, timeout=timeout))
 
     async def append_in(
         self,
@@ -138,7 +133,7 @@ class History(Lifecycle):
         """
         await self._home.open_here("append_in")
         with appending(conversation_id, (what, *more)):
-            prepared = prepare(conversation_id, (what, *more), limits=self._parts.limits, on_path=(), **options)
+            prepared = prepare(conversation_id, (what, *more), limits=self._parts.limits, **options)
             return await self._parts.appender.append_in(connection, prepared)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -157,18 +152,7 @@ class History(Lifecycle):
         """
         from letopis.outbox.history.transaction import transaction
 
-        return HomeBlock(
-            self._find_home, lambda: transaction(self.outbox, self._parts.deliveries, self._parts.limits), holds=True
-        )
-
-    @property
-    def records(self) -> AllRecords:
-        """What frameworks keep beside the messages: call it for the records of a conversation, an owner or a space."""
-        return AllRecords(self._home)
-
-    def chat(self, conversation_id: str) -> Chat:
-        """Return a conversation, with what changes it and reads more of it than its messages."""
-        return Chat(conversation_id, self._home)
+        return HomeBlock(self._find_home, lambda: transaction(self._parts.appender), holds=True)
 
     def reply(
         self,
@@ -207,7 +191,7 @@ class History(Lifecycle):
             in :meth:`unconfirmed`.
         :raises InvalidInput: an argument is wrong, the conversation has another owner, or another reply is being
             written under this message id.
-        :raises EventIdReused: the outbox holds a message with this id already.
+        :raises IdReused: the outbox holds a message with this id already.
         :raises ConversationGone: the conversation was deleted.
         :raises OutboxUnavailable: the outbox file cannot be read, or no file can be created beside it.
         :raises Closed: the history is closed, or was opened before this process was forked off.
@@ -228,99 +212,6 @@ class History(Lifecycle):
             ),
             holds=False,
         )
-
-    async def messages(
-        self,
-        conversation_id: str,
-        *,
-        last: int | None = DEFAULT_PAGE_SIZE,
-        first: int | None = None,
-        before: int | str | None = None,
-        after: int | str | None = None,
-        every: bool = False,
-        where: Filter | None = None,
-        offset: int = 0,
-        as_of: AsOf | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
-    ) -> Page[RecordedMessage]:
-        """Return the newest ``last`` messages, or the ``first``, oldest first, pending ones included.
-
-        Page backward with ``before=page.next``, or forward with ``first=50, after=page.next``. ``last=None`` returns
-        all messages. Those that a fork inherits come first, with the id and the versions of their own conversation.
-        While the history store is unreachable, the page holds what the outbox retains, and its ``complete`` is
-        ``False``; so it is while an ancestor of a fork is neither here nor there.
-
-        :param before: the ``next`` of a page, or a version of the conversation itself.
-        :param after: the ``next`` of a page, or a version of the conversation itself.
-        :param every: include its own messages that left the active path: rewound, or superseded.
-        :param where: return only messages that this filter wants. All messages up to the last one that is returned are
-            read, in pages; the last page may be empty.
-        :param offset: leave out as many of them, the newest with ``last`` and the oldest with ``first``; they are read.
-        :param as_of: as they were after this version, or after the last event that occurred by this moment. Pending
-            events have no version and belong to moments only. Content that was erased since is not returned.
-        :param timeout: with ``as_of``: seconds that the history store may take, instead of ``read_timeout``.
-        :raises InvalidInput: an argument is wrong.
-        :raises ReadTimeout: the past could not be read in that time.
-        :raises OutboxUnavailable: the outbox file cannot be read.
-        """
-        return await self._parts.reader.messages(
-            conversation_id,
-            last=None if first is not None and last == DEFAULT_PAGE_SIZE else last,
-            first=first,
-            before=before,
-            after=after,
-            every=every,
-            where=where,
-            offset=offset,
-            as_of=as_of,
-            timeout=timeout,
-        )
-
-    async def message(self, message_id: str) -> RecordedMessage | None:
-        """Return one message of any conversation by its id, as ``Chat.message`` does within one.
-
-        :raises InvalidInput: an argument is wrong, or several conversations have a message of this id.
-        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the message.
-        :raises OutboxUnavailable: the outbox file cannot be read.
-        """
-        return await self._parts.finder.find(message_id, None)
-
-    async def context(
-        self,
-        conversation_id: str,
-        *,
-        last: int | None = None,
-        turns: int | None = None,
-        tokens: int | None = None,
-        count: TokenCounter | None = None,
-        keep_system: bool = True,
-        until: str | None = None,
-    ) -> Context:
-        """Return the newest part of a conversation that fits a model, pending messages included.
-
-        ::
-
-            context = await history.context("chat-1", turns=20)
-            answer = await model.complete(context.messages)
-            await history.append("chat-1", Message.assistant(answer), after=context)
-
-        The limits, and how tool calls stay with their results, are those of
-        :func:`letopis.store.rules.context_window.window`. Only as much is read as the window needs, and the beginning
-        for its system messages; so of a long conversation ``orphans`` is not known, and a call whose result was
-        recorded long before it counts as interrupted. While the history store is unreachable, ``reached`` is ``False``.
-
-        :param until: the id of the message that the window ends with, such as the question to answer if later messages
-            may be recorded already; by default the newest. ``seen`` covers the later ones, too.
-        :raises InvalidInput: a limit is wrong, the system messages alone exceed it, or ``until`` is not on the path or
-            is redacted.
-        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold ``until``.
-        :raises OutboxUnavailable: the outbox file cannot be read.
-        """
-        from letopis.outbox.history.context import read_window
-        from letopis.store.rules.context_window import WindowBudget
-
-        budget = WindowBudget(last=last, turns=turns, tokens=tokens, count=count, keep_system=keep_system)
-        return await read_window(self._parts.reader, conversation_id, budget, until)
 
     async def start(
         self,
@@ -344,106 +235,72 @@ class History(Lifecycle):
             known_owner(owner), conversation_id=conversation_id, title=title, activate=activate, metadata=metadata
         )
 
-    @overload
-    async def active(self, owner: Owner, *, create: Literal[True] = True) -> Conversation: ...
-
-    @overload
-    async def active(self, owner: Owner, *, create: bool) -> Conversation | None: ...
-
-    async def active(self, owner: Owner, *, create: bool = True) -> Conversation | None:
-        """Return the owner's active conversation, pending events included; begin one if there is none.
-
-        Concurrent calls of this history begin only one; two processes may each begin one, of which one is active.
-        While the history store is unreachable, it is the one that this outbox activated last, or the owner's
-        conversation with the newest activity in it.
-
-        :param create: ``False`` to return ``None`` if there is none.
-        :raises InvalidInput: ``owner`` cannot be one.
-        """
-        return await self._parts.conversations.active(known_owner(owner), create=create)
-
-    async def conversations(
+    async def erase(
         self,
         *,
         owner: Owner | None = None,
-        after: str | None = None,
-        limit: int = 50,
-        states: Collection[str] = DEFAULT_STATES,
-        oldest_first: bool = False,
-    ) -> Page[Conversation]:
-        """Return a page of conversations by last activity, the newest first, pending ones included.
+        person: Owner | None = None,
+        how: Literal["reset", "delete"],
+        reason: str | None = None,
+        requested_by: str | None = None,
+        answers: bool = False,
+        erased: Callable[[str], object] | None = None,
+        held: Callable[[Held], object] | None = None,
+    ) -> Erasure:
+        """Erase all conversations and records of an owner, or what a person said, also where other outboxes hold it.
 
-        With ``owner``, only that owner's conversations, the active one first. A page may hold fewer than ``limit``
-        although there are more: go on while ``next`` is not ``None``. A conversation that is written to meanwhile moves
-        to the front, so later pages may miss it.
+        The history store records the erasure first. From then on no outbox delivers anything before it has erased what
+        it holds of it, pending or not: so nothing that was said before becomes readable later.
+        ``history.store.erasures.unacknowledged()`` are the outboxes that have not done so yet. What is said after that
+        is new, and stays. Then the conversations that the store and this outbox hold are reset or deleted, as by
+        ``Chat.reset`` and ``Chat.delete``; a reset reaches as far as the conversation had come when the erasure was
+        recorded. After an interruption, run it again.
 
-        :param after: the ``next`` of the page before.
-        :param states: which to return: ``active``, ``archived``, ``deleted``.
-        :param oldest_first: begin with the oldest activity, also of an owner's conversations. One that is written to
-            meanwhile moves to the end, and shows again.
-        :raises InvalidInput: an argument is wrong.
+        :param owner: whose conversations and records to erase.
+        :param person: instead of ``owner``: the owner of this id, and the messages by this ``author`` in conversations
+            of others, each of which is redacted. What others wrote there stays, also the bot's answers, which may quote
+            the person; conversations on hold are left as they are.
+        :param how: ``reset`` lets the conversations go on, empty, under their ids; ``delete`` ends them.
+        :param reason: kept in the log and in the record. Write no content into it.
+        :param requested_by: who asked for it; kept in the record.
+        :param answers: with ``person``: erase the answers to these messages as well, which are those whose metadata
+            says with ``answers``, at the top or under ``telegram``, the id of a message of the person, as the Telegram
+            adapters record.
+        :param erased: called with the id of each conversation.
+        :param held: with ``person``: called with the error for each conversation of others that a hold protects.
+        :raises InvalidInput: not one of ``owner`` and ``person`` is given, or an argument is wrong.
+        :raises Held: a hold forbids it; nothing was erased.
+        :raises StoreUnavailable: the history store cannot be read.
+        :raises StoreFault: the history store cannot record it.
         """
-        if owner is not None and not oldest_first:
-            return await self._parts.conversations.list_of(known_owner(owner), after=after, limit=limit, states=states)
-        return await self._parts.reader.conversations(
-            owner=owner_id(owner), after=after, limit=limit, states=states, oldest_first=bool(oldest_first)
-        )
+        from letopis.outbox.history.erasing import erase
 
-    async def search(
-        self,
-        query: str,
-        *,
-        owner: Owner | None = None,
-        conversation: str | None = None,
-        limit: int = 20,
-        after: str | None = None,
-    ) -> Page[Hit]:
-        """Return a page of the messages that contain all words of ``query``, the best ones first.
+        if (owner is None) == (person is None):
+            raise InvalidInput("owner", "give either an owner or a person")
+        if answers and person is None:
+            raise InvalidInput("answers", "are those to a person")
+        kind: Literal["owner", "person"] = "owner" if person is None else "person"
+        subject = check_identifier(owner_id(owner if person is None else person), kind)
+        about: dict[str, Any] = {"how": how, "reason": reason, "requested_by": requested_by, "answers": answers}
+        return await erase(self, kind, subject, **about, erased=erased, held=held)
+
+    async def export(self, file: BinaryIO, *, person: Owner) -> int:
+        """Write what the history has of a person as JSON Lines, and return the number of lines.
 
         ::
 
-            for hit in await history.search('green tea "no sugar" -coffee', owner=42):
-                print(hit.message.text)
+            with open("42.jsonl", "wb") as file:
+                await history.export(file, person=42)
 
-        ``"quoted words"`` match literally and next to each other, and ``-word`` excludes a word. Case, accents and the
-        dots of ``ё`` do not matter; Russian and English words match in their other forms.
+        These are the messages and records of the owner of this id, also messages off the path and pending ones, and the
+        messages by this ``author`` in conversations of others, with their deliveries; nothing that others wrote there.
 
-        Pending messages are found too, and come first, the newest first. Edits, redactions, rewinds and deletions that
-        were made here count at once.
-
-        Pages show what was there when the first one was made, each message once. A page may hold fewer than ``limit``:
-        go on while there is a ``next``. ``complete`` is ``False`` while the history store is unreachable (only the
-        outbox is searched then), while its index is being built (``unindexed`` events were not searched), or with more
-        than 10,000 pending events.
-
-        :param owner: search only this owner's conversations.
-        :param conversation: search only this conversation.
-        :param after: the ``next`` of the page before, of the same search.
-        :raises InvalidInput: ``query`` has no word, more than 1,000 characters or more than 32 words, or another
-            argument is wrong.
-        :raises OutboxUnavailable: the outbox file cannot be read.
+        :param file: a binary file, which is written page by page in a thread.
+        :param person: the id of the owner, and the ``author`` of messages.
+        :raises InvalidInput: ``person`` cannot be one.
+        :raises StoreUnavailable: the history store cannot be read, so something would be missing; some lines may be
+            written.
         """
-        return await self._parts.search.search(
-            query, owner=owner_id(owner), conversation=conversation, limit=limit, after=after
-        )
+        from letopis.outbox.history.exporter import export_person
 
-    async def statistics(
-        self,
-        *,
-        owner: Owner | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        by: str | None = None,
-    ) -> Statistics:
-        """Count the messages of a period, of one owner or of all, pending ones included, each once.
-
-        Each message of the period is read, page by page, which takes long for all owners of a large store. While the
-        history store is unreachable, only the outbox is counted, and ``complete`` is ``False``.
-
-        :param since: the first moment of the period, aware; compared with ``occurred_at``.
-        :param until: the first moment after the period, aware.
-        :param by: a key of the messages' metadata, by whose values the figures are also grouped.
-        :raises InvalidInput: an argument is wrong, or the key has more than 10,000 values.
-        :raises OutboxUnavailable: the outbox file cannot be read.
-        """
-        return await self._parts.counter.statistics(owner=owner_id(owner), since=since, until=until, by=by)
+        return await export_person(self, file, check_identifier(owner_id(person), "person"))

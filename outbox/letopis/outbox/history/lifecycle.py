@@ -11,7 +11,7 @@ from letopis.store.model.identifiers import Owner, owner_id
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._opening import Parts
+    from letopis.outbox.history.opening import Parts
     from letopis.outbox.operations.status import Status
     from letopis.outbox.relay.relay import Relay
     from letopis.store.conversation_store import ConversationStore
@@ -24,7 +24,7 @@ class Lifecycle:
     @keywords_of(Options)
     def __init__(self, options: Options) -> None:
         # With the first history rather than with its class: the relay, the readers and what else works in one.
-        from letopis.outbox.history._opening import HistorySettings
+        from letopis.outbox.history.opening import HistorySettings
         from letopis.outbox.history.sharing import SharedAccess
 
         self._home = SharedAccess(HistorySettings.of(options))

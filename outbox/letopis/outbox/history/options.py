@@ -35,7 +35,8 @@ class Unconfirmed:
     """A reply that was appended to be sent, and never confirmed as sent or failed.
 
     :ivar appended_at: when it became a message of the history.
-    :ivar message: as it was appended; ``None`` if the outbox does not hold it any more.
+    :ivar message: with the edits made since; ``None`` if it was erased, through whatever outbox, or if it was saved and
+        the history store cannot be asked.
     :ivar abandoned: whether its writer has ended, so that no other program will confirm it.
     :ivar failure: why the history's ``sender`` has given it up; ``None`` if it has not.
     """
@@ -98,6 +99,7 @@ class AppendOptions(TypedDict, total=False):
     expected: After | None
     after: After | None
     fail_if_types: Collection[str] | None
+    confirm: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +117,8 @@ class Options:
     :param policy: how events that the store refuses are retried before they block their conversation.
     :param retention: how long delivered events stay readable in the outbox.
     :param limits: how large and how deep an event may be.
-    :param max_events: events in the outbox beyond which appends raise ``OutboxFull``.
-    :param max_bytes: bytes of the outbox beyond which appends raise ``OutboxFull``.
-    :param min_free_bytes: bytes of the outbox's disk that appends leave free, for delivering what is pending.
+    :param bounds: how large the outbox may become, and what it leaves free on its disk, before appends raise
+        ``OutboxFull``.
     :param upcasters: how older versions of your own events are read.
     :param on_stuck: called with an ``Incident`` once for each user whose messages are stuck, in this process, also
         if another process delivers or none does.
@@ -135,7 +136,7 @@ class Options:
         ``letopis[alerts]``). The result of ``open_channels`` is accepted too.
     :param rules: thresholds for incidents and alerts, in seconds; by default ``Rules()``.
     :param locale: the language of the texts of incidents.
-    :param style: ``plain``, or ``seed`` for the older sentence.
+    :param style: what the texts of incidents say: ``retrying``, or ``failed`` for the sentence of older bots.
     :param read_timeout: seconds that a read waits for the store before it is answered from the outbox.
     :param own_thread: keep the outbox open in an event loop and a thread of its own, for programs whose loops come and
         go or are blocked. Each call then crosses two threads, and callbacks run there.
@@ -151,9 +152,7 @@ class Options:
     policy: RetryPolicy = _POLICY
     retention: Retention = _RETENTION
     limits: Limits = DEFAULT_LIMITS
-    max_events: int | None = _BOUNDS.max_events
-    max_bytes: int | None = _BOUNDS.max_bytes
-    min_free_bytes: int | None = _BOUNDS.min_free_bytes
+    bounds: Bounds = _BOUNDS
     upcasters: Upcasters = NO_UPCASTERS
     on_stuck: Callback | None = None
     on_recovered: Callback | None = None
@@ -163,7 +162,7 @@ class Options:
     channels: Iterable[str | Channel] = ()
     rules: Rules | None = None
     locale: str | None = None
-    style: Style = "plain"
+    style: Style = "retrying"
     read_timeout: float = 3.0
     own_thread: bool = False
     now: Callable[[], datetime] = utc_now
@@ -180,6 +179,7 @@ class Options:
             ("policy", self.policy, RetryPolicy),
             ("retention", self.retention, Retention),
             ("limits", self.limits, Limits),
+            ("bounds", self.bounds, Bounds),
             ("upcasters", self.upcasters, Upcasters),
             ("rules", Rules() if self.rules is None else self.rules, Rules),
         ):
@@ -192,12 +192,6 @@ class Options:
         if isinstance(self.channels, str) or not isinstance(self.channels, Iterable):
             raise ConfigurationError(f"channels must be a list of addresses, not {type(self.channels).__name__}")
         object.__setattr__(self, "channels", tuple(self.channels))  # read again by each opening
-        _ = self.bounds
-
-    @property
-    def bounds(self) -> Bounds:
-        """The limits of the outbox, checked."""
-        return Bounds(max_events=self.max_events, max_bytes=self.max_bytes, min_free_bytes=self.min_free_bytes)
 
 
 def keywords_of(options: Callable[P, V]) -> Callable[[Callable[[T, V], None]], Callable[Concatenate[T, P], None]]:

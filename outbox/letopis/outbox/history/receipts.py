@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from letopis.store.model.records import is_record_lane
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.find_message import MessageFinder
     from letopis.outbox.pending_reads.store_gateway import StoreGateway
     from letopis.store.conversation_store import ConversationStore
 
@@ -126,17 +127,22 @@ class Receipt:
         return Seen(sequence=self.sequence)
 
     async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
-        """Wait until the events are delivered, and return True if the history store has set any of them aside.
+        """Wait until the events are delivered, and return True if they are not shown.
 
-        That happens if they were appended with a condition and another outbox was first; if the conversation was
-        deleted, or the message that they edit was erased, through another outbox meanwhile; and if the same message was
-        there already and had been taken off the path. If the events are not delivered within ``timeout``, the answer is
-        False because it is not known yet.
+        The history store sets them aside if they were appended with a condition and another outbox was first; if the
+        conversation was deleted, or the message that they edit was erased, through another outbox meanwhile; and if the
+        same message was there already and had been taken off the path. A message that has left the path since it was
+        appended, by a rewind or with its conversation, counts too, as far as the outbox and the history store know:
+        appending it again returns this receipt, and does not bring it back. If the events are not delivered within
+        ``timeout``, the answer may be False because it is not known yet.
 
         :raises InvalidInput: ``timeout`` is not a number of seconds.
         :raises Closed: the history is closed.
         """
-        return await self._delivered(timeout) is False
+        stands = await self._delivered(timeout)
+        if stands is False or not self.message_ids:
+            return stands is False
+        return await self._deliveries.left_path(self.conversation_id, self.message_ids, delivered=stands is True)
 
     async def state(self) -> Saved:
         """Return how far the events have got: saved, pending or blocked, or blocked if an operator skipped the last.
@@ -198,9 +204,10 @@ _Look = tuple[Saved | None, bool]
 class Deliveries:
     """Tells receipts what was delivered, by any relay, with one poll of the file for all that wait."""
 
-    def __init__(self, outbox: OutboxFile, gateway: StoreGateway) -> None:
+    def __init__(self, outbox: OutboxFile, gateway: StoreGateway, finder: MessageFinder | None = None) -> None:
         self._outbox = outbox
         self._gateway = gateway
+        self._finder = finder
         self._home = outbox.home
         self._waiters: set[_Waiter] = set()
         self._polling: asyncio.Task[None] | None = None
@@ -239,6 +246,13 @@ class Deliveries:
         state, _ = (await self._look((waiter,))).get(waiter, (Saved.PENDING, False))
         return state or Saved.PENDING
 
+    async def left_path(self, conversation_id: str, message_ids: Collection[str], *, delivered: bool) -> bool:
+        """Return True if one of some messages is known to be off the path, or to have gone after its delivery."""
+        assert self._finder is not None  # noqa: S101 - only receipts of records go without
+        named, complete = await self._finder.named(conversation_id, message_ids)
+        gone = delivered and complete and not named.keys() >= set(message_ids)
+        return gone or not all(message.on_path for message in named.values())
+
     async def close(self) -> None:
         self._closed = True
         if self._polling is not None:
@@ -252,7 +266,7 @@ class Deliveries:
         """Return what is known of the events of some receipts."""
         looks, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
         for waiter in unknown:
-            if (held := await self._gateway.read(partial(_held, event=waiter.event))) is not None:
+            if (held := await self._gateway.read(partial(_held, self._gateway.store, waiter.event))) is not None:
                 looks[waiter] = (Saved.SAVED, True) if held else (None, False)
         return looks
 
@@ -279,8 +293,10 @@ class Deliveries:
                     await self._outbox.changed.wait(after=seen)
 
 
-async def _held(store: ConversationStore, *, event: _LastEvent) -> bool:
-    return event.event_id in await store.outbox_access.digests(event.conversation_id, (event.event_id,))
+async def _held(store: ConversationStore, event: _LastEvent) -> bool:
+    return event.event_id in await store.runtime.read(
+        lambda reader, connection: reader.digests(connection, event.conversation_id, (event.event_id,))
+    )
 
 
 def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_Waiter, _Look], list[_Waiter]]:

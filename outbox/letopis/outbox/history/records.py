@@ -35,7 +35,6 @@ from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history.checkpoints import OwnLoop
     from letopis.outbox.history.sharing import SharedAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
     from letopis.store.read.records import RecordsView
@@ -106,7 +105,7 @@ class Records:
     :ivar new: whether the caller says that only this outbox has put records of the scope; see ``History.records()``.
     """
 
-    def __init__(self, scope: Scope, home: SharedAccess | OwnLoop, *, new: bool = False) -> None:
+    def __init__(self, scope: Scope, home: SharedAccess, *, new: bool = False) -> None:
         self.scope = scope
         self.new = new
         self._home = home
@@ -383,7 +382,7 @@ class AllRecords:
         await history.records(conversation="chat-1").put(("state",), "step", {"at": 3})
     """
 
-    def __init__(self, home: SharedAccess | OwnLoop) -> None:
+    def __init__(self, home: SharedAccess) -> None:
         self._home = home
 
     def __call__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN, current_caller
 from letopis.outbox.concurrency.home_loop import at_home
-from letopis.outbox.drafts.completion import FINAL_REFUSALS, Completion, complete, settle
+from letopis.outbox.drafts.completion import FINAL_REFUSALS, complete, delete_draft
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
@@ -24,7 +24,7 @@ from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
-from letopis.store.errors import Closed, InvalidInput, LetopisError, OutboxUnavailable
+from letopis.store.errors import Closed, InvalidInput, LetopisError, OutboxFull, OutboxUnavailable
 from letopis.store.model.codec import by_value
 from letopis.store.model.event_types import MessageAppended, MessageFailed, MessageSent
 from letopis.store.model.events import Event
@@ -33,7 +33,7 @@ from letopis.store.model.parts import Part
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._append import Appender
+    from letopis.outbox.history.append import Appender
     from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
 
 logger: Final = logging.getLogger("letopis.outbox.history")
@@ -85,6 +85,8 @@ class Reply:
         self._every = every
         self._confirm = confirm
         self._hand_over = hand_over
+        self._begun = False  # its draft is in the file
+        self._erased = False  # by an erasure of its conversation, so that nothing more is written
         self._content = DraftContent(empty, self._appender.limits)
         self._started_us = self._outbox.now_us()
         self._ending = asyncio.Lock()
@@ -124,10 +126,13 @@ class Reply:
 
         :raises InvalidInput: the piece cannot be kept, or the message would exceed the limit: finish it, and go on in
             another one. What was added before is not affected.
-        :raises Closed: the reply has ended.
+        :raises Closed: the reply has ended, or its conversation was erased since it began: what it has said is erased
+            too. With ``every=None``, :meth:`finish` raises it.
         """
         if not await self._resolve():
             raise Closed("the reply is finished in a transaction that is open: what is added now would not be in it")
+        if self._erased:
+            raise drafts.Erased
         if self._over or self._receipt is not None:
             raise Closed("the reply has ended: begin another")
         self._content.add(what)
@@ -156,11 +161,11 @@ class Reply:
         :param usage: of the message, as in ``Message``.
         :param metadata: of the message, added to what the reply began with.
         :raises InvalidInput: an argument cannot be kept, or the conversation has another owner.
-        :raises EventIdReused: a message with this id was appended meanwhile.
+        :raises IdReused: a message with this id was appended meanwhile.
         :raises ConversationGone: the conversation was deleted meanwhile.
         :raises OutboxFull: the outbox or its disk is full; nothing was written and nothing was dropped.
         :raises OutboxUnavailable: the outbox file cannot be written, or this task holds a transaction on it.
-        :raises Closed: the reply was cut off, or the history is closed.
+        :raises Closed: the reply was cut off, its conversation was erased since it began, or the history is closed.
         """
         message = self._message(tokens=tokens, usage=usage, metadata=metadata)
         if self._would_wait_for_itself():
@@ -228,10 +233,8 @@ class Reply:
                 self._check_open()
                 if self._receipt is not None:
                     return self._receipt
-                completion = self._completion(message)
-                appended = await write(
-                    completion.prepared, lambda cursor, done: settle(cursor, self._outbox, completion, done)
-                )
+                prepared = self._prepare(message)
+                appended = await write(prepared, lambda cursor, _: delete_draft(cursor, prepared))
                 receipt = Receipt(appended, self._appender.deliveries, void=end.rolled_back)
                 self._joined = receipt, end
                 return receipt
@@ -250,7 +253,7 @@ class Reply:
             return
         if self._receipt is None and not self._content.empty:
             await self.finish()
-        await run_to_completion(self._close())
+        await run_to_completion(self._close(waits=not self._would_wait_for_itself()))
 
     async def _interrupt(self) -> None:
         """Make an interrupted message of what was written; log a failure, after which it may be called again."""
@@ -286,18 +289,23 @@ class Reply:
                     self._interrupted = True
             except FINAL_REFUSALS as refused:
                 logger.warning("a reply that was cut off was discarded: %s", refused, extra=self._log_context)
-                with suppress(LetopisError):  # the next history that opens the file discards it
-                    draft = (self.conversation_id, self.message_id, self.event_id)
-                    await self._outbox.write(lambda connection: on_cursor(connection, drafts.delete, *draft))
             except LetopisError as error:
                 logger.warning("a reply that was cut off is not in the history yet: %s", error, extra=self._log_context)
                 return
-            self._settled = True
+            await self._settle()
 
-    async def _close(self) -> None:
+    async def _close(self, *, waits: bool) -> None:
         async with self._ending:
-            self._over = self._settled = True
+            self._over = True
             await self._stop_saving()
+            await self._settle(waits=waits)
+
+    async def _settle(self, *, waits: bool = True) -> None:
+        self._settled = True
+        if waits and self._begun and self._receipt is None:  # nothing was said, or it was refused for good
+            with suppress(LetopisError):  # the next history that opens the file discards the draft
+                draft = (self.conversation_id, self.message_id, self.event_id)
+                await self._outbox.write(lambda connection: on_cursor(connection, drafts.delete, *draft))
 
     # How it stands.
 
@@ -348,17 +356,19 @@ class Reply:
             metadata={**self._empty.metadata, **(metadata or {})},
         )
 
-    def _completion(self, message: Message) -> Completion:
+    def _prepare(self, message: Message) -> Prepared:
         whole = replace(message, content=self._content.content)
         event = Event(type=MessageAppended.type, data=whole.to_data(), event_id=self.event_id)
         with appending(self.conversation_id, (event,)):
             prepared = prepare(self.conversation_id, (event,), owner=self._owner, limits=self._appender.limits)
-        writer = self._writer if self._confirm else None
-        return Completion(prepared=prepared, message_id=self.message_id, writer=writer)
+        prepared.draft = self.message_id if self._begun else None
+        if self._confirm:
+            prepared.to_confirm, prepared.writer = {self.event_id: self.message_id}, self._writer
+        return prepared
 
     async def _append(self, message: Message) -> Receipt:
-        completion = self._completion(message)
-        appended = await self._outbox.write(lambda connection: complete(connection, self._outbox, completion))
+        prepared = self._prepare(message)
+        appended = await self._outbox.write(lambda connection: complete(connection, self._outbox, prepared))
         self._kept = self._content.characters
         return Receipt(appended, self._appender.deliveries)
 
@@ -371,8 +381,11 @@ class Reply:
             self._changed.clear()
             characters = self._content.characters
             try:
-                await self._outbox.write(self._draft_writer())
+                self._begun = await self._outbox.write(self._draft_writer())
                 self._kept, failing = characters, False
+            except drafts.Erased:
+                self._erased = True
+                return
             except Exception as error:  # whatever it was, the reply goes on; its end reports the failure
                 if not failing:
                     reason = error if isinstance(error, LetopisError) else type(error).__name__
@@ -382,25 +395,50 @@ class Reply:
                 failing = True
             await asyncio.sleep(every)
 
+    async def _begin(self, check: Callable[[sa.Connection], None]) -> None:
+        """Refuse what could not be appended, and note the reply in the file, so that an erasure ends it."""
+
+        def work(connection: sa.Connection) -> bool:
+            check(connection)
+            return self._on_draft(connection, drafts.begin)
+
+        async def begin() -> None:
+            self._begun = await self._outbox.write(work)
+
+        if not self._would_wait_for_itself():
+            with suppress(OutboxFull, OutboxUnavailable):  # the first save begins it then
+                await run_to_completion(begin())
+                return
+        await self._outbox.read(check)
+
     def _draft_writer(self) -> Callable[[sa.Connection], bool]:
         message = replace(self._empty, content=self._content.content, status="interrupted")
         data = message.to_data() if self._confirm else {**message.to_data(), drafts.CONFIRM: False}
+        encoded = orjson.dumps(by_value(data)).decode()
+
+        def save(connection: sa.Connection) -> bool:
+            if not self._begun and not self._on_draft(connection, drafts.begin):
+                return False
+            if not self._on_draft(connection, drafts.save, encoded):
+                on_cursor(connection, drafts.check, self.conversation_id, self.message_id, self.event_id)
+            return True
+
+        return save
+
+    def _on_draft(self, connection: sa.Connection, work: Callable[[Any, drafts.Draft], bool], data: str = "") -> bool:
         draft = drafts.Draft(
             conversation_id=self.conversation_id,
             message_id=self.message_id,
             event_id=self.event_id,
             owner_id=self._owner,
-            data=orjson.dumps(by_value(data)).decode(),
+            data=data,
             writer=self._writer,
             started_at=self._started_us,
             updated_at=self._outbox.now_us(),
         )
-
-        def save(cursor: Any) -> bool:
+        with closing(connection.connection.cursor()) as cursor:
             self._outbox.gate.check_room(cursor)  # a draft does not take the space that is reserved for delivery
-            return drafts.save(cursor, draft)
-
-        return lambda connection: on_cursor(connection, save)
+            return work(cursor, draft)
 
     async def _stop_saving(self) -> None:
         saving, self._saving = self._saving, None

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from letopis.outbox.concurrency.home_loop import POLL_INTERVAL_SECONDS, HomeLoop, LoopEnded, NotBegun, unresolved
 from letopis.outbox.file.identity import FileId, file_id_of
-from letopis.outbox.history._opening import HistorySettings, Parts, open_parts
+from letopis.outbox.history.opening import HistorySettings, Parts, open_parts
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput
@@ -75,6 +75,7 @@ class SharedOutbox:
             self._begun.set_result(None)
             # In an empty context: it belongs to no request, span or transaction.
             self._keeper = self.home.loop.create_task(self._keep(), name=_KEEPER, context=Context())
+            self._keeper.add_done_callback(self._end_unbegun)
 
     def stop(self) -> None:
         """Begin to close it."""
@@ -139,18 +140,26 @@ class SharedOutbox:
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
-            with self._registry.lock:
-                self._detach()
-                self._registry.remove(self)
-            cancelled = isinstance(failure, asyncio.CancelledError)
-            if not self.opened.done():
-                self.opened.set_exception(LoopEnded(begun=False) if failure is None or cancelled else failure)
-                failure = None
-            if failure is None or cancelled:
-                self.ended.set_result(None)
-            else:
-                logger.error("an outbox could not be closed properly: %s", describe_failure(failure))
-                self.ended.set_exception(failure)
+            self._end(failure)
+
+    def _end_unbegun(self, _keeper: asyncio.Task[None]) -> None:
+        """End what a loop that ends has cancelled before its first step."""
+        if not self.ended.done():
+            self._end(asyncio.CancelledError())
+
+    def _end(self, failure: BaseException | None) -> None:
+        with self._registry.lock:
+            self._detach()
+            self._registry.remove(self)
+        cancelled = isinstance(failure, asyncio.CancelledError)
+        if not self.opened.done():
+            self.opened.set_exception(LoopEnded(begun=False) if failure is None or cancelled else failure)
+            failure = None
+        if failure is None or cancelled:
+            self.ended.set_result(None)
+        else:
+            logger.error("an outbox could not be closed properly: %s", describe_failure(failure))
+            self.ended.set_exception(failure)
 
     def _detach(self) -> None:
         self.ending = True

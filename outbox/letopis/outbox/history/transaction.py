@@ -22,7 +22,7 @@ from letopis.outbox.file.committer import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
 from letopis.outbox.history.options import AppendOptions
-from letopis.outbox.history.receipts import Deliveries, Receipt
+from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.history.records import (
     OnExists,
     RecordPut,
@@ -36,7 +36,6 @@ from letopis.outbox.history.reply import Reply
 from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
-from letopis.store.model.codec import Limits
 from letopis.store.model.event_types import Body
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
@@ -44,6 +43,7 @@ from letopis.store.model.records import ANY, Condition, Scope, Tag
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.append import Appender
 
 T = TypeVar("T")
 logger = logging.getLogger("letopis.outbox.history")
@@ -55,12 +55,12 @@ WARN_AFTER_SECONDS: Final = 1.0  # an open transaction is logged after this, bec
 class Transaction:
     """An open transaction on the outbox file. Made by ``History.transaction()``; ends with its ``async with`` block."""
 
-    def __init__(self, outbox: OutboxFile, connection: AsyncConnection, deliveries: Deliveries, limits: Limits) -> None:
+    def __init__(self, appender: Appender, connection: AsyncConnection) -> None:
         self._connection = connection
-        self._outbox = outbox
-        self._home = outbox.home
-        self._deliveries = deliveries
-        self._limits = limits
+        self._appender = appender
+        self._outbox = appender.outbox
+        self._home = self._outbox.home
+        self._deliveries = appender.deliveries
         self._end = TransactionEnd()
         self._appended = False
         self._committing = False
@@ -128,7 +128,9 @@ class Transaction:
         :raises LetopisError: as for ``History.append``.
         """
         with appending(conversation_id, (what, *more)):
-            prepared = prepare(conversation_id, (what, *more), limits=self._limits, on_path=(), **options)
+            prepared = prepare(conversation_id, (what, *more), limits=self._appender.limits, **options)
+            if prepared.to_confirm is not None:
+                self._appender.claim(prepared)
             appended = await run_to_completion(self._write(prepared))
             return Receipt(appended, self._deliveries, void=self._end.rolled_back)
 
@@ -231,15 +233,16 @@ class Transaction:
 
 
 @asynccontextmanager
-async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits) -> AsyncIterator[Transaction]:
+async def transaction(appender: Appender) -> AsyncIterator[Transaction]:
     """Open a transaction, commit it if the block ends well, and roll it back otherwise, also on cancellation."""
+    outbox = appender.outbox
     await outbox.gate.acquire()
     opened: list[AsyncConnection] = []
     watch: _DurationWatch | None = None
     running: Transaction | None = None
     try:
         await run_to_completion(_begin(outbox, opened))
-        running = Transaction(outbox, opened[0], deliveries, limits)
+        running = Transaction(appender, opened[0])
         watch = _DurationWatch(outbox)
         try:
             yield running

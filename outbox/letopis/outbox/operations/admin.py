@@ -17,6 +17,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations import repair
 from letopis.outbox.operations.pending_events import PendingEvent, Selection, list_pending
 from letopis.outbox.relay import store_binding as binding
+from letopis.outbox.relay.erasures import recorded_erasures
 from letopis.outbox.relay.store_binding import Rebound, destination_of, store_heads
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import check_not_moved, expect_store
@@ -205,7 +206,9 @@ class OutboxAdmin:
         target: dict[str, Any] = {"store_id": identity.store_id, "destination": destination, "heads": heads}
         if dry_run:
             return await self._outbox.read(partial(binding.preview, **target))
-        work = partial(binding.rebind_outbox, now_us=self._outbox.now_us(), erasures=identity.erasures, **target)
+        work = partial(
+            binding.rebind_outbox, now_us=self._outbox.now_us(), erasures=await recorded_erasures(store), **target
+        )
         return await self._change("rebind", work, lambda _: {"conversations": 0})
 
     async def pause_relay(self, *, reason: str | None = None) -> None:

@@ -27,7 +27,7 @@ class DeliveryOptions:
     channels: Sequence[Channel] = ()
     rules: Rules = field(default_factory=Rules)
     locale: str | None = None
-    style: Style = "plain"
+    style: Style = "retrying"
 
 
 class Deliverer:

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from letopis.outbox.alerting.incident_table import note_skipped
 from letopis.outbox.event_log.append import insert_event
-from letopis.outbox.event_log.effects import erase_content, is_redacted
+from letopis.outbox.event_log.effects import is_redacted
+from letopis.outbox.event_log.erasing import erase_messages
 from letopis.outbox.event_log.event_ids import index_event_ids
 from letopis.outbox.event_log.lanes import find_lane
 from letopis.outbox.event_log.statements import on_cursor
@@ -289,7 +290,7 @@ def _replace(
     if new.type in MESSAGE_CONTENT_TYPES:
         message = (new.conversation_id, str(_decoded(new.data, "data").get("message_id")))
         if on_cursor(connection, is_redacted, *message):  # redacted before the event was repaired
-            on_cursor(connection, erase_content, *message)
+            on_cursor(connection, erase_messages, *message)
     if ConversationStarted.type in (old.type, new.type):
         _follow_owner(connection, old, new)
     if old.state != "blocked":  # no relay has an event of a blocked lane in flight

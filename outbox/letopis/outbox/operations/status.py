@@ -15,6 +15,7 @@ import orjson
 from letopis.outbox.alerting.incident_table import open_incidents_of
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
 from letopis.outbox.event_log.bound_store import binding_of
+from letopis.outbox.event_log.known_erasures import missing_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import on_cursor, query_all, query_one
 from letopis.outbox.file.sign_of_life import ended_without_stopping, lives
@@ -25,6 +26,8 @@ from letopis.store.model.events import from_microseconds
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+    from letopis.store.erasures import Erasure
 
 RELAY_ALIVE_SECONDS: Final = 30.0  # a relay counts as running for this long after a heartbeat: three of them
 LATE_SECONDS: Final = 30.0  # age of the oldest pending event, and time without progress, that make deliveries late
@@ -155,6 +158,8 @@ class Status:
     :ivar store_rows: rows left of them, at most.
     :ivar unacknowledged: outboxes that have erasures of the history store to carry out, as the relay last reported:
         ``name``, ``origin_id``, and ``since`` when.
+    :ivar missing_erasures: those that this outbox has carried out and a restored history store has forgotten, so that
+        their words may be readable again: ``number``, ``kind``, ``subject``, ``how``, ``recorded_at``.
     :ivar holds: what is on hold in the history store, likewise: ``kind``, ``subject``, ``reason``.
     :ivar retention: of content, as the relay last reported.
     """
@@ -175,6 +180,7 @@ class Status:
     store_tasks: int = 0
     store_rows: int = 0
     unacknowledged: tuple[Mapping[str, str], ...] = ()
+    missing_erasures: tuple[Mapping[str, Any], ...] = ()
     holds: tuple[Mapping[str, str], ...] = ()
     retention: RetentionStatus = RetentionStatus()
 
@@ -208,6 +214,12 @@ class Status:
             )
         if any(case.kind is IncidentKind.HISTORY_INCOMPLETE for case in self.incidents):
             return "The history store has lost events that it counts: restore it from a backup."
+        if self.missing_erasures:
+            first = self.missing_erasures[0]["number"]
+            return (
+                f"The history store was restored from before erasure {first} and may show its content again: see"
+                " `letopis history erase --repeat`."
+            )
         if blocked:
             return (
                 f"{_conversations(blocked)} {'is' if blocked == 1 else 'are'} blocked: see `letopis outbox list`."
@@ -270,6 +282,7 @@ class Status:
             "relay": _json(self.relay),
             **picked(self, "store_tasks", "store_rows"),
             "unacknowledged": [dict(behind) for behind in self.unacknowledged],
+            "missing_erasures": [dict(missing) for missing in self.missing_erasures],
             "holds": [dict(held) for held in self.holds],
             "retention": _json(self.retention),
             "incidents": [
@@ -333,6 +346,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         outbox_id=None if origin is None else UUID(bytes=origin[0]),
         store=StoreStatus(store_id=bound.store_id, destination=bound.destination),
         unacknowledged=tuple(report.get("unacknowledged", ())),
+        missing_erasures=tuple(map(_described, missing_of(cursor))),
         holds=tuple(report.get("holds", ())),
         retention=RetentionStatus(
             last_run_at=None if row.retained_at is None else from_microseconds(row.retained_at),
@@ -341,6 +355,13 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
             due=row.retention_due,
         ),
     )
+
+
+def _described(erasure: Erasure) -> dict[str, Any]:
+    return {
+        **picked(erasure, "number", "kind", "subject", "how"),
+        "recorded_at": erasure.recorded_at.isoformat(),
+    }
 
 
 def _seconds(now_us: int, then_us: int) -> float:

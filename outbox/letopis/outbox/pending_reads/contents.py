@@ -36,7 +36,7 @@ class ContentReads:
         # The file first: what is delivered and pruned after that is in the store.
         contents = await self._outbox.read(lambda connection: _read_local(connection, wanted))
         if missing := missing_of(wanted, contents):
-            stored = await self._gateway.read(lambda store: store.outbox_access.contents(missing))
+            stored = await self._gateway.read(lambda: self._gateway.store.runtime.contents(missing))
             for conversation_id, bodies in (stored or {}).items():
                 contents[conversation_id] = {**contents[conversation_id], **bodies}
         return contents

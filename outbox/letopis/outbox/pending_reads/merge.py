@@ -15,15 +15,15 @@ from datetime import datetime
 from uuid import UUID
 
 from letopis.outbox.event_log.retention import StoredRow
-from letopis.outbox.pending_reads.pending_slice import PendingSlice, superseded_metadata
+from letopis.outbox.pending_reads.pending_slice import CUTTING, PendingSlice, superseded_metadata
+from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen, event_ids
 from letopis.store.model.event_types import ConversationStarted
-from letopis.store.model.events import RecordedEvent, Upcasters
+from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters
 from letopis.store.read.paging import Window
-from letopis.store.read.point_in_time import without_conversation_content
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
-from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.fold import Fold, PathPosition
+from letopis.store.rules.sight import Sight
 
 
 class AlreadyDelivered(Exception):
@@ -92,25 +92,19 @@ class _Merge:
             self.view.conversation,
             messages=messages,
             elsewhere=self._older() if self.unavailable else self.view.places,
+            beyond=self.view.beyond,
             upcasters=upcasters,
         )
         for row in rows:
             event = self.event(row)
-            if event.event_id.bytes in there or self.stored(row) is not None:
-                # It counts, and is shown, only if its message has left the path.
-                event = replace(event, metadata={**event.metadata, PUT_BACK_KEY: str(event.event_id)})
-            folding.apply(event, saved=self.saved(row.sequence))
+            known = event.event_id.bytes in there or not self.adds(row)
+            folding.apply(event, saved=self.saved(row.sequence), known=known)
         return folding
 
-    def stored(self, row: StoredRow) -> PathPosition | None:
-        """Return where the store has the message that a row appends; ``None`` where it does not have it."""
-        places = self.view.places
-        return places.get(str(row.data.get("message_id"))) if places and row.appends else None
-
     def adds(self, row: StoredRow) -> bool:
-        """Return True unless a row appends a message that is shown already, or was redacted."""
-        stored = self.stored(row)
-        return stored is None or not (stored.on_path or stored.redacted)
+        """Return False if a row appends a message that the store holds, and keeps where it is."""
+        places = self.view.places
+        return not (places and row.appends and str(row.data.get("message_id")) in places)
 
     def _older(self) -> dict[str, PathPosition]:
         """Assume that the messages that rewinds name and a pruned file does not hold are older ones."""
@@ -132,8 +126,7 @@ def merge_messages(
     view = merge.view
     if merge.gone:
         return Page((), complete=False, seen=merge.seen)
-    cuts = pending.path_cuts(merge.start, upto)
-    whole = bool(cuts) or any(sequence > merge.start for sequence in pending.conflicts)
+    whole = any(row.type in CUTTING for row in merge.rows) or any(at > merge.start for at in pending.conflicts)
     rows, more = _rows_of(merge, window, whole=whole)
     if rows:
         folded = merge.fold(rows, upcasters, view.messages).result()
@@ -172,8 +165,8 @@ def merge_conversation(
         return None
     conversation = replace(conversation, seen=merge.seen)
     if merge.gone:
-        conversation = without_conversation_content(conversation)
-        conversation = replace(conversation, state="deleted", message_count=0, inherits=False)
+        conversation = replace(conversation, title=None, metadata={}, tags=(), state="deleted", reset_to=INTEGER_MAX)
+        conversation = replace(conversation, message_count=0, inherits=False)
     if merge.unavailable and pending.lane is not None:
         lane = pending.lane
         owner_id = conversation.owner_id if conversation.owner_id is not None else lane.owner_id
@@ -189,9 +182,11 @@ def merge_events(
     after: int,
     limit: int,
     types: frozenset[str] | None = None,
+    upcasters: Upcasters = NO_UPCASTERS,
 ) -> Page[RecordedEvent]:
     """Return ``page`` of the store's events, as of the view, filled up with pending ones."""
     merge = _Merge.of(pending, view)
+    page = _seen(pending, view, page, upcasters)
     if page.next is not None:
         return Page(page.items, next=page.next)
     there = {event.event_id for event in page}
@@ -219,9 +214,11 @@ def merge_newest_events(
     after: int,
     limit: int,
     types: frozenset[str] | None,
+    upcasters: Upcasters = NO_UPCASTERS,
 ) -> Page[RecordedEvent]:
     """Return the newest pending events before a place, filled up with ``page``, the newest of the store's."""
     merge = _Merge.of(pending, view)
+    page = _seen(pending, view, page, upcasters)
     there = {event.event_id for event in page}
     events: list[RecordedEvent] = []
     places: list[int] = []
@@ -237,6 +234,15 @@ def merge_newest_events(
     more = len(events) > limit or page.next is not None
     end = str(places[:limit][-1]) if more else None
     return Page(tuple(reversed(events[:limit])), next=end, complete=not merge.unavailable)
+
+
+def _seen(
+    pending: PendingSlice, view: StoreView | None, page: Page[RecordedEvent], upcasters: Upcasters
+) -> Page[RecordedEvent]:
+    """Return the store's events without what pending events erase."""
+    if not pending.rows or (conversation := merge_conversation(pending, view, upcasters=upcasters)) is None:
+        return page
+    return replace(page, items=tuple(map(Sight.of(conversation, pending.redactions).event, page)))
 
 
 def last_event_at(pending: PendingSlice, view: StoreView | None, moment: datetime) -> UUID | None:
@@ -268,8 +274,8 @@ def leaves_too_much_out(pending: PendingSlice, view: StoreView) -> bool:
     return not all(merge.adds(row) for row in merge.rows if row.appends)
 
 
-def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = None) -> int | None:
-    """Return the version beyond which pending events take stored messages off the path; ``None`` for none."""
+def left_on_path(pending: PendingSlice, view: StoreView, *, upto: int | None = None) -> tuple[int, int | None]:
+    """Return the versions after which and up to which pending events leave stored messages on the path."""
     bound: int | None = None
     for target, inside in pending.path_cuts(pending.start(view), upto):
         there = None if target is None else view.places.get(target)
@@ -277,7 +283,7 @@ def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = Non
             bound = 0
         elif there is not None and there.on_path and (bound is None or there.version <= bound):
             bound = there.version
-    return bound
+    return pending.floor(pending.start(view), upto), bound
 
 
 def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[StoredRow], bool]:

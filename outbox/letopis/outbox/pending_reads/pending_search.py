@@ -103,8 +103,12 @@ class PendingConversation:
         conversation: Conversation | None,
         elsewhere: Mapping[str, PathPosition] | None,
         upcasters: Upcasters,
+        after: int = 0,
     ) -> tuple[RecordedMessage, ...]:
-        """Return messages of the history store, and those here, in their state after all events here."""
+        """Return messages of the history store, and those here, in their state after all events here.
+
+        :param after: the sequence of this lane that the store had applied when it was read.
+        """
         base = sorted(stored, key=lambda message: message.version or 0)
         if elsewhere is None:
             # The messages that rewinds name and the outbox has pruned are assumed to be older ones.
@@ -113,7 +117,7 @@ class PendingConversation:
         folding = Fold(conversation, base, elsewhere=elsewhere, upcasters=upcasters)
         there = {message.event_id for message in base}
         for event in self.events:
-            if event.event_id not in there:
+            if event.sequence > after and event.event_id not in there:
                 folding.apply(event, saved=self.saved(event.sequence))
         return folding.result().messages
 

@@ -14,7 +14,13 @@ from uuid import UUID
 from letopis.outbox.event_log.lanes import Lane, lane_of
 from letopis.outbox.event_log.retention import StoredRow, rows_after
 from letopis.outbox.event_log.statements import query_all
-from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, EventSkipped, MessageAppended
+from letopis.store.model.event_types import (
+    ConversationDeleted,
+    ConversationRewound,
+    EventSkipped,
+    MessageAppended,
+    MessageRedacted,
+)
 from letopis.store.read.reader import StoreView
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 
@@ -28,7 +34,7 @@ _CUTTING: Final = (
 _CONFLICTS: Final = (
     "SELECT sequence, expected, actual FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
 )
-_DELETED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ? AND deleted > 0"
+_DELETED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ? AND deleted_at > 0"
 _REPAIRED: Final = (
     "SELECT 1 FROM letopis_outbox_log AS e JOIN letopis_outbox_repairs AS r ON r.event_id = e.event_id"
     " WHERE e.conversation_id = ? AND e.sequence = ?"
@@ -76,7 +82,7 @@ class PendingSlice:
             if row.type == ConversationRewound.type:
                 named.add(row.data.get("to_message_id"))
             # An event id that was made, and not derived from a chosen id of the message, is of a message that is new.
-            elif row.type == MessageAppended.type and (row.values[1][6] >> 4 != _MADE_ID_VERSION or row.puts_back):
+            elif row.type == MessageAppended.type and row.values[1][6] >> 4 != _MADE_ID_VERSION:
                 named.add(row.data.get("message_id"))
         return frozenset(name for name in named if isinstance(name, str)) if named else frozenset()
 
@@ -99,10 +105,21 @@ class PendingSlice:
                 continue
             if row.appends:
                 appended.add(str(row.data.get("message_id")))
-            elif row.type in CUTTING:
+            elif row.type in CUTTING and row.data.get("upto") is None:
                 target = row.data.get("to_message_id")
                 cuts.append((target, target in appended))
         return cuts
+
+    def floor(self, start: int, upto: int | None = None) -> int:
+        """Return the version up to which resets with a bound take what is stored off the path; 0 for none."""
+        cuts = (row for row in self.beyond(start, upto) if row.type in CUTTING and row.sequence not in self.conflicts)
+        return max((row.data.get("upto") or 0 for row in cuts), default=0) if self.cuts else 0
+
+    @property
+    def redactions(self) -> frozenset[str]:
+        """The messages that its events redact."""
+        there = (row for row in self.rows if row.type == MessageRedacted.type and row.sequence not in self.conflicts)
+        return frozenset(str(row.data.get("message_id")) for row in there)
 
     def beyond(self, start: int, upto: int | None = None) -> Iterable[StoredRow]:
         """Return the rows after ``start``, up to ``upto``."""

@@ -15,7 +15,6 @@ from letopis.outbox.event_log.statements import fetch_all, iterate
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.rules.decoding import puts_back
 from letopis.store.rules.redaction import stripped
 from letopis.store.rules.statistics import Erasures, Period, StatisticsBuilder
 
@@ -24,7 +23,7 @@ _LANES: Final = (
     " ORDER BY conversation_id"
 )
 _MESSAGES: Final = (
-    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL, e.metadata, e.event_id"
+    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL, e.event_id"
     " FROM letopis_outbox_log AS e"
     " LEFT JOIN letopis_outbox_superseded AS s"
     " ON s.conversation_id = e.conversation_id AND s.sequence = e.sequence"
@@ -119,7 +118,7 @@ def count_messages(
     for lane in ranges:
         values = (lane.conversation_id, _start(connection, lane), lane.head, MessageAppended.type)
         counted = False
-        for sequence, version, text, superseded, metadata, event_id in iterate(
+        for sequence, version, text, superseded, event_id in iterate(
             connection, _MESSAGES, (*values, period.since, period.until)
         ):
             if uuid_of(event_id) in stored:
@@ -128,8 +127,7 @@ def count_messages(
             _, data = upcasters.upcast(MessageAppended.type, version, decoded(text, sequence))
             if counting.erasures.of(lane.conversation_id, data.get("message_id"), sequence):
                 data = stripped(MessageAppended.type, data)
-            if not puts_back(metadata):
-                counting.take(data, superseded=bool(superseded) or lane.conversation_id in deleted)
+            counting.take(data, superseded=bool(superseded) or lane.conversation_id in deleted)
         if counted:
             lanes.append(lane.conversation_id)
     return lanes

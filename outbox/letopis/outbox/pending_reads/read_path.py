@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from letopis.outbox.event_log.statements import on_cursor
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.pending_reads.merge import leaves_too_much_out, path_bound
+from letopis.outbox.pending_reads.merge import leaves_too_much_out, left_on_path
 from letopis.outbox.pending_reads.pending_slice import PendingSlice, read_retained, read_slice
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.read.paging import Window
@@ -78,10 +78,10 @@ class ReadPath:
                 origin_id=origin_id,
                 window=window,
                 names=pending.names if pending.rows else (),
-                bound=partial(path_bound, pending, upto=upto) if pending.rows and pending.cuts else None,
+                bound=partial(left_on_path, pending, upto=upto) if pending.rows and pending.cuts else None,
                 whole=whole,
             )
-            view = await self._gateway.read(lambda store: store.outbox_access.view(query))
+            view = await self._gateway.read(partial(self._gateway.store.runtime.view, query))
             return None if view is None else (view, None)
 
         def merged(pending: PendingSlice, view: StoreView | None, _: Any) -> T:

@@ -85,7 +85,10 @@ class RecordReads:
         )
 
     async def _read(self, ask: Callable[[RecordReader, AsyncConnection], Awaitable[T]]) -> T | None:
-        return await self._gateway.read(lambda store: store.outbox_access.read_records(ask))
+        runtime = self._gateway.store.runtime
+        return await self._gateway.read(
+            lambda: runtime.snapshot(lambda lineage, connection: ask(lineage.reader.records, connection))
+        )
 
     async def is_pending(self, scope: Scope, places: Collection[RecordKey]) -> bool:
         """Return True if the newest change of each record is pending, so that the file alone tells what it is."""

@@ -54,7 +54,7 @@ class StoreGateway:
         bound_to: Callable[[], UUID | None] = lambda: None,
         deadline: float = 3.0,
     ) -> None:
-        self._store = store
+        self.store = store
         self._breaker = breaker
         self.bound_to = bound_to
         self._deadline = deadline
@@ -69,12 +69,12 @@ class StoreGateway:
 
     async def read(
         self,
-        ask: Callable[[ConversationStore], Coroutine[Any, Any, T]],
+        ask: Callable[[], Coroutine[Any, Any, T]],
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - a driver that ignores it is left behind, not awaited
         needed: bool = False,
     ) -> T | None:
-        """Return what ``ask(store)`` returns; ``None`` if the store is unavailable or takes too long."""
+        """Return what ``ask()`` returns of the store; ``None`` if that is unavailable or takes too long."""
         breaker = self._breaker()
         if breaker is not None and not breaker.readable:
             self._probe()
@@ -85,10 +85,10 @@ class StoreGateway:
         limit = self._deadline if timeout is None else timeout
         try:
             with expect_store(self.bound_to()):
-                if self._store.outbox_access.heeds_cancellation:
+                if self.store.runtime.heeds_cancellation:
                     async with asyncio.timeout(limit):
-                        return await ask(self._store)
-                return await self._in_time(ask(self._store), limit)
+                        return await ask()
+                return await self._in_time(ask(), limit)
         except StoreFault as fault:
             if fault.fault_class not in UNAVAILABLE_CLASSES:
                 raise
@@ -117,7 +117,7 @@ class StoreGateway:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, asking: Coroutine[Any, Any, T], limit: float) -> T:
-        access, left = self._store.outbox_access, limit
+        runtime, left = self.store.runtime, limit
         # In a task of its own: a driver that ignores a cancellation must not block the caller.
         task = asyncio.get_running_loop().create_task(asking)
         self._running.add(task)
@@ -126,9 +126,9 @@ class StoreGateway:
             # In short slices, each counted as it was meant: in a process that gets little processor time, the store is
             # not what takes longer. Nor is a store that is being created one that is down.
             while not task.done() and left > 0:
-                seconds, before = min(left, _SLICE_SECONDS), access.setup_seconds
+                seconds, before = min(left, _SLICE_SECONDS), runtime.setup_seconds
                 await asyncio.wait((task,), timeout=seconds)
-                left -= max(0.0, seconds - (access.setup_seconds - before))
+                left -= max(0.0, seconds - (runtime.setup_seconds - before))
         except asyncio.CancelledError:
             task.cancel()
             raise
@@ -157,7 +157,7 @@ class StoreGateway:
         """Find out whether the store is unavailable, or one request was too much for it."""
         try:
             with expect_store(self.bound_to()):
-                await self._in_time(is_reachable(self._store), min(HEALTH_CHECK_TIMEOUT_SECONDS, self._deadline))
+                await self._in_time(is_reachable(self.store), min(HEALTH_CHECK_TIMEOUT_SECONDS, self._deadline))
         except Closed:
             return
         except Exception as error:  # of any kind: the store does not answer
@@ -179,7 +179,7 @@ class StoreGateway:
             breaker = self._breaker()
             try:
                 with expect_store(self.bound_to()):
-                    await self._in_time(is_reachable(self._store), self._deadline)
+                    await self._in_time(is_reachable(self.store), self._deadline)
             except Closed:
                 return
             except Exception as error:  # of any kind: the store is still unavailable

@@ -13,7 +13,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.acknowledge import Rewound
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.content_retention import ContentTrimmer
+from letopis.outbox.relay.content_retention import CheckpointPruner, ContentTrimmer, RetentionSettings
 from letopis.outbox.relay.erasures import ErasureCarrier
 from letopis.outbox.relay.idle_work import Chore, Chores, StoreTasks, TaskLook
 from letopis.outbox.relay.lease import HeartbeatWriter, Lease, WrittenBack, write_back
@@ -38,7 +38,7 @@ from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.store_identity import expect_store
+from letopis.store.database.store_identity import StoreIdentity, expect_store
 from letopis.store.errors import ErasuresPending, OutboxUnavailable
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from letopis.store.rules.retention import ContentRetention
@@ -109,7 +109,7 @@ class Dispatcher:
         self._attribution = before.attribution
         self._isolation = PoisonIsolation(
             self._apply,
-            try_out=store.outbox_access.try_out,
+            try_out=store.runtime.try_out,
             attribution=self._attribution,
             deadline=deadline,
             uniform=uniform,
@@ -125,7 +125,11 @@ class Dispatcher:
         self._batches = 0
         self._idle_work_at = IDLE_WORK_EVERY_BATCHES
         self.stats = RelayStats()
-        self.trimmer = ContentTrimmer(outbox, store, clock, retention=retention, stats=self.stats, look=look)
+        self.retention = RetentionSettings(retention)
+        self.idle_chores = [
+            chore(outbox, store, clock, settings=self.retention, stats=self.stats, look=look)
+            for chore in (ContentTrimmer, CheckpointPruner)
+        ]
 
     @property
     def breaker(self) -> Breaker:
@@ -171,9 +175,9 @@ class Dispatcher:
         if idle:
             done = await self._idle_work(due)
             bound_to, busy = self.binding.origin.store_id, done.more or more_tasks or done.fenced
-            if not busy and self.breaker.closed and self.trimmer.due(bound_to):
-                trimming = self.trimmer.step(bound_to)
-                more_tasks = await self._heartbeat.during(trimming, "a step of the retention of content")
+            for chore in self.idle_chores:
+                if not (busy or more_tasks) and self.breaker.closed and chore.due(bound_to):
+                    more_tasks = await self._heartbeat.during(chore.step(bound_to), f"retention of {chore.name}")
             return replace(done, more=done.more or more_tasks)
         if self._batches >= self._idle_work_at:
             self._idle_work_at = self._batches + IDLE_WORK_EVERY_BATCHES
@@ -189,7 +193,7 @@ class Dispatcher:
             waits=self.retries.timers,
             max_events=limit,
             exclude=exclude,
-            partitions=self._store.outbox_access.known_partitions,
+            partitions=self._store.runtime.known_partitions,
         )
         return await self._outbox.read(read)
 
@@ -205,20 +209,24 @@ class Dispatcher:
         if sending and self.binding.origin.store_id is None:
             return self._fenced()
         bound = due.bound
-        lacks = self.binding.last_erasure > bound.acknowledged or bound.erasures > bound.acknowledged
-        if lacks and bound.store_id is not None:
-            return await self._carry_out_erasures(due)
-        return None
+        store = self.binding.store
+        if store is None or bound.store_id is None:
+            return None
+        same = (store.erasures, store.erasure_id) == (bound.erasures, bound.erasure_id)
+        return None if same and bound.acknowledged else await self._carry_out_erasures(due, store)
 
-    async def _carry_out_erasures(self, due: DueBatches) -> StepResult:
+    async def _carry_out_erasures(self, due: DueBatches, store: StoreIdentity) -> StepResult:
         """Carry out the erasures that the file lacks. What was read of it before must not be sent any more."""
         binding, incarnation = self.binding, due.incarnation
-        work = self._erasures.carry_out(binding.origin, due.bound, binding.last_erasure, incarnation=incarnation)
+        work = self._erasures.carry_out(binding.origin, due.bound, store, incarnation=incarnation)
         try:
             carried_out = await self._heartbeat.during(work, "erasures")
+        except ErasuresPending:
+            carried_out = True
         except StoreFault as fault:
             self._open_breaker(fault, ())
             return await self._idle(max(self.breaker.remaining(), 0.05), progress=True)
+        binding.recheck()
         self._record_answer()
         return StepResult(more=True) if carried_out else self._fenced()
 
@@ -404,7 +412,8 @@ class Dispatcher:
         try:
             with expect_store(self.binding.origin.store_id):
                 compared = await self._reconciler.compare(due.incarnation)
-                if (self.binding.last_erasure or self.binding.holds) or self._erasures.reported:
+                store = self.binding.store
+                if self._erasures.reported or (store is not None and (store.erasures or store.holds)):
                     await self._erasures.report()
         except StoreFault as fault:
             self._open_breaker(fault, ())

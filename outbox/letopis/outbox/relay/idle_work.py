@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.effects import erase_delivered
+from letopis.outbox.concurrency.clock import Clock, Deadline
+from letopis.outbox.event_log.erasing import erase_delivered
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.outcome import log_context, logger
 from letopis.store.conversation_store import ConversationStore
@@ -27,11 +29,10 @@ CHORE_INTERVAL_SECONDS: Final = 5.0
 CHORE_RETRY_SECONDS: Final = 60.0  # wait after a chore that failed
 LOOK_INTERVAL_SECONDS: Final = 60.0
 """Time between two looks for tasks that another relay left, and until a failed step is retried."""
-RETENTION_INTERVAL_SECONDS: Final = 3600.0
-"""Time between two rounds of the retention of content, and until a failed step is repeated."""
 REPORT_INTERVAL_SECONDS: Final = 10.0  # time between two log records about work in progress
 INDEX_EVENTS_PER_STEP: Final = 50
 """Events that an idle relay reads into a search index before it looks for new ones to deliver."""
+_TASKS: Final = "tasks"
 _LONG_TYPES: Final = (ConversationRewound.type, ConversationDeleted.type)
 
 Chore = Callable[[sa.Connection], bool]
@@ -98,25 +99,17 @@ def _erase(connection: sa.Connection) -> bool:
 
 
 class TaskLook:
-    """When to look next for tasks that other relays left, and content that is due; relays on a store may share it."""
+    """When to look next for work on the history store, by its name; relays on a store may share it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._deadline = self._retention_deadline = clock.after(0)
+        self._deadlines = defaultdict[str, Deadline](partial(clock.after, 0))
 
-    @property
-    def due(self) -> bool:
-        return self._deadline.remaining(self._clock) == 0
+    def due(self, work: str) -> bool:
+        return self._deadlines[work].remaining(self._clock) == 0
 
-    def done(self) -> None:
-        self._deadline = self._clock.after(LOOK_INTERVAL_SECONDS)
-
-    @property
-    def retention_due(self) -> bool:
-        return self._retention_deadline.remaining(self._clock) == 0
-
-    def retention_done(self) -> None:
-        self._retention_deadline = self._clock.after(RETENTION_INTERVAL_SECONDS)
+    def done(self, work: str, seconds: float) -> None:
+        self._deadlines[work] = self._clock.after(seconds)
 
 
 class StoreTasks:
@@ -142,13 +135,13 @@ class StoreTasks:
 
     def due(self, *, idle: bool) -> bool:
         pending = self.pending.tasks > 0 and not self._failed
-        return pending or self._expected or (idle and (self._look.due or self._unindexed))
+        return pending or self._expected or (idle and (self._look.due(_TASKS) or self._unindexed))
 
     async def step(self, store_id: UUID | None, *, idle: bool) -> bool:
         """Take a step of a pending task, or of the search index; return True if the next is worth taking at once."""
         known = self.pending.tasks > 0
         self._expected = self._failed = False
-        self._look.done()
+        self._look.done(_TASKS, LOOK_INTERVAL_SECONDS)
         try:
             with expect_store(store_id):
                 # Asked before the step, so that the status shows a task whose step fails.
@@ -158,7 +151,7 @@ class StoreTasks:
                     self.worked = True
                     self.pending = await self._store.pending_tasks()
                 elif idle:
-                    left = await self._store.outbox_access.keep_index(INDEX_EVENTS_PER_STEP)
+                    left = await (await self._store.runtime.prepared()).indexer.keep_up(INDEX_EVENTS_PER_STEP)
                     self._searched, self._unindexed = left is not None, bool(left)
                     if left and self._report_due.remaining(self._clock) == 0:
                         self._report_due = self._clock.after(REPORT_INTERVAL_SECONDS)

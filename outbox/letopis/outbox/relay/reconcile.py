@@ -14,7 +14,8 @@ from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
-from letopis.outbox.alerting.incident_table import record_incomplete
+from letopis.outbox.alerting.incident_table import record_finding
+from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.concurrency.clock import Clock, Deadline
 from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewind_lane, unblock_recovered
 from letopis.outbox.event_log.bound_store import read_binding
@@ -28,6 +29,7 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expected_store_id
 from letopis.store.errors import ErasuresPending, LetopisError, OriginSuperseded
 from letopis.store.model.records import is_record_lane
+from letopis.store.read.reader import Reader
 from letopis.store.rules.apply_plan import LaneBatch
 
 T = TypeVar("T")
@@ -70,7 +72,7 @@ class Reconciler:
         self._clock = clock
         self.progress = progress or ReconcileProgress(due=clock.after(RECONCILE_INTERVAL_SECONDS))
         self._all_after: str | None = ""  # last lane compared in the pass over all of them
-        self._generation = store.outbox_access.continuity.generation
+        self._generation = store.runtime.continuity.generation
         self._recent: dict[str, None] = {}
 
     def schedule_all(self) -> None:
@@ -88,7 +90,7 @@ class Reconciler:
     @property
     def due(self) -> bool:
         """Whether there is something to compare now."""
-        if (generation := self._store.outbox_access.continuity.generation) != self._generation:
+        if (generation := self._store.runtime.continuity.generation) != self._generation:
             self._generation = generation
             self.schedule_all()
         return self._all_after is not None or self.progress.due.remaining(self._clock) == 0
@@ -150,17 +152,21 @@ class Reconciler:
         if not lanes or not (pruned := await self._outbox.read(partial(pruned_lanes, lanes=lanes))):
             return
         bound = await self._outbox.read(read_binding)
-        origin = replace(self._outbox.origin, store_id=expected_store_id(), erasures=bound.erasures)
+        origin = replace(self._outbox.origin, store_id=expected_store_id(), **bound.last_erasure)
         try:
-            untrimmed = await self._store.outbox_access.untrimmed(origin.origin_id, pruned)
-            batch = [LaneBatch(conversation_id=name, deliveries=(), pruned=upto) for name, upto in untrimmed.items()]
+            stored = await self._store.runtime.read(Reader.lanes, origin.origin_id, list(pruned))
+            batch = [
+                LaneBatch(conversation_id=name, deliveries=(), pruned=pruned[name])
+                for name, lane in stored.items()
+                if lane.floor < min(pruned[name], lane.sequence)
+            ]
             if batch:
                 await self._store.apply(origin, batch)
         except (StoreFault, OriginSuperseded, ErasuresPending) as error:  # tried again, and deliveries report it
             logger.debug("ledgers of records could not be trimmed: %s", error, extra=log_context())
 
     async def _count_log(self, incarnation: int) -> ReconcileResult:
-        count = await _twice(partial(self._store.outbox_access.continuity.count, self.progress.log_after))
+        count = await _twice(partial(self._store.runtime.continuity.count, self.progress.log_after))
         complete = self.progress.log_complete and not count.missing
         ended = count.next == 0
         self.progress.log_after, self.progress.log_complete = count.next, complete or ended
@@ -201,4 +207,4 @@ def _settle(
 def _note_log(connection: sa.Connection, *, problem: str | None, incarnation: int, now_us: int) -> bool | None:
     if not is_current_lease(connection, incarnation):
         return None
-    return record_incomplete(connection, problem, now_us=now_us)
+    return record_finding(connection, IncidentKind.HISTORY_INCOMPLETE, problem, now_us=now_us)

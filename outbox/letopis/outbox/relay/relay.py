@@ -22,7 +22,6 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.lanes import MAX_EVENTS
 from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, FileWatcher
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.content_retention import PruneCheckpoints
 from letopis.outbox.relay.dispatcher import ApplyBatches, Dispatcher, RelayMemory
 from letopis.outbox.relay.lease import SILENCE_SECONDS, Lease, LeaseLock, OutboxIdentityChanged
 from letopis.outbox.relay.outcome import RelayStats, StepResult, log_context, logger
@@ -76,7 +75,6 @@ class Relay:
     :param silence: seconds without a heartbeat after which a holder that was stopped, not ended, is taken over.
     :param chores: run in a write transaction in idle moments; each returns True if it has more to do at once.
     :param retention: takes content out of the history store, in idle moments; by default none.
-    :param prune: deletes the checkpoints that ``retention`` keeps no longer; without it they stay.
     :param apply: hands batches to the store; default its own ``apply``.
     :param locked: only for tests: ``False`` runs without the lease's lock.
     :param lock: the lease's lock, where it outlives this relay: see :meth:`rest`.
@@ -100,7 +98,6 @@ class Relay:
         silence: float = SILENCE_SECONDS,
         chores: Sequence[Callable[[sa.Connection], bool]] = (),
         retention: ContentRetention | None = None,
-        prune: PruneCheckpoints | None = None,
         apply: ApplyBatches | None = None,
         locked: bool = True,
         lock: LeaseLock | None = None,
@@ -151,7 +148,6 @@ class Relay:
             memory=memory,
             retention=retention,
         )
-        self._dispatcher.trimmer.prune = prune
 
     @property
     def failing(self) -> bool:
@@ -195,11 +191,11 @@ class Relay:
     @property
     def retention(self) -> ContentRetention | None:
         """How long content stays in the history store; may be set while the relay runs."""
-        return self._dispatcher.trimmer.retention
+        return self._dispatcher.retention.rules
 
     @retention.setter
     def retention(self, retention: ContentRetention | None) -> None:
-        self._dispatcher.trimmer.retention = retention
+        self._dispatcher.retention.rules = retention
 
     def stop(self) -> None:
         """Ask :meth:`run` to return after the batch in flight. From the event loop's thread."""
@@ -221,7 +217,7 @@ class Relay:
         :raises OutboxUnavailable: the outbox file was replaced or given a new identity: open it again.
         :raises Closed: the outbox or the store was closed.
         """
-        self._dispatcher.trimmer.rests = True
+        self._dispatcher.retention.rests = True
         async with self._watch as watch:
             try:
                 while not self._stop.is_set():
@@ -351,7 +347,8 @@ class Relay:
 
     async def _release(self) -> None:
         with anyio.CancelScope(shield=True):
-            await self._dispatcher.trimmer.close()
+            for chore in self._dispatcher.idle_chores:
+                await chore.close()
             try:
                 await self.lease.release()
             except (OutboxUnavailable, Closed) as error:

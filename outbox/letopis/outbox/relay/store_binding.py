@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 
 from letopis.outbox.event_log.acknowledge import rewind_lane
 from letopis.outbox.event_log.bound_store import (
+    KnownErasures,
     StoreBinding,
     bind_store,
     note_destination,
@@ -23,6 +24,7 @@ from letopis.outbox.event_log.bound_store import (
 )
 from letopis.outbox.event_log.statements import fetch_all
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.erasures import recorded_erasures
 from letopis.outbox.relay.outcome import logger
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -43,8 +45,7 @@ class BindingGuard:
         self._place = destination_of(store.url)
         self._checked = False
         self.origin: Origin = outbox.origin
-        self.last_erasure = 0  # the number of the store's last erasure, as it was when the store was checked last
-        self.holds = 0  # how many holds the store had then
+        self.store: StoreIdentity | None = None  # as it was when the store was checked last
 
     @property
     def route(self) -> str:
@@ -70,11 +71,10 @@ class BindingGuard:
                     bound = await self._bind(bound, incarnation)
             if bound.store_id != self.origin.store_id:
                 self._checked = False
-            if (bound.store_id, bound.erasures) != (self.origin.store_id, self.origin.erasures):
-                self.origin = replace(self.origin, store_id=bound.store_id, erasures=bound.erasures)
+            if (bound.store_id, bound.erasure_id) != (self.origin.store_id, self.origin.erasure_id):
+                self.origin = replace(self.origin, store_id=bound.store_id, **bound.last_erasure)
             if not self._checked and bound.store_id is not None:
-                identity = await check_store(self._store, bound)
-                self.last_erasure, self.holds = identity.erasures, identity.holds
+                self.store = await check_store(self._store, bound)
                 self._checked = True
         except StoreFault as fault:
             self._checked = False
@@ -96,14 +96,13 @@ class BindingGuard:
                 reason=f"this outbox has delivered before, and the store {self._place} holds nothing of it: name the"
                 " one that does; only if that one is gone for good, bind the outbox again with `letopis outbox rebind`",
             )
-        self._checked = True
-        self.last_erasure = identity.erasures
+        known = await recorded_erasures(self._store) if identity.erasures else ()
         bound = await self._outbox.write(
             partial(
                 bind_store,
                 store_id=identity.store_id,
                 destination=self._place,
-                erasures=identity.erasures,
+                erasures=known,
                 incarnation=incarnation,
             )
         )
@@ -256,7 +255,7 @@ def rebind_outbox(
     store_id: UUID,
     destination: str,
     heads: Mapping[str, int],
-    erasures: int = 0,
+    erasures: KnownErasures = (),
     now_us: int,
 ) -> Rebound:
     """Bind the outbox to another store and send it again what it lacks; deliveries to the old one are fenced off."""

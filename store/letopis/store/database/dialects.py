@@ -17,16 +17,17 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import MediumBlob, Uuid16, events, log_heads
 from letopis.store.database.store_identity import check_counters
 from letopis.store.errors import ConfigurationError, ErasuresPending
-from letopis.store.rules.apply_plan import TableRow
+from letopis.store.rules.apply_plan import Origin, TableRow
 
 _MAX_LOOKUP_VALUES: Final = 1_000
 """Values in one lookup. SQLite takes 32,766 parameters; shorter statements stay in the caches."""
 Statement = TypeVar("Statement", bound=sa.GenerativeSelect)
 Statements = TypeVar("Statements")
+T = TypeVar("T")
 
 LOG_IDLE_SECONDS: Final = 3.0
 """How long a transaction that holds a counter of the log may wait for its client, for which all others wait."""
-_MIN_COPY_ROWS: Final = 50
+MIN_COPY_ROWS: Final = 50
 """Rows from which PostgreSQL's COPY is worth its two additional round trips."""
 _IDLE_LIMIT: Final = "letopis_idle_limit"
 
@@ -37,6 +38,11 @@ class Dialect(ABC):
     _built: ClassVar[dict[tuple[type[Dialect], Any], Any]] = {}
     counts_per_overwrite: ClassVar[int] = 1
     """How often the database counts an overwritten row at most; a row that was not is counted 0 times."""
+
+    spreads: ClassVar[bool] = False
+    """Whether the partitions of a store are on several hosts."""
+    joins_pages: ClassVar[bool] = True
+    """Whether rows of all partitions are cut to a page before they are joined, which is faster."""
 
     def __init__(self) -> None:
         self._texts: dict[sa.Table, tuple[str, str]] = {}
@@ -80,6 +86,19 @@ class Dialect(ABC):
         """Return the conditions that select the rows of several: ``:partitions`` and ``:conversations``."""
         return self.among(table.c.partition, "partitions"), self.among(table.c.conversation_id, "conversations")
 
+    async def hold(self, connection: AsyncConnection, partitions: Iterable[int]) -> None:  # noqa: B027 - only where hosts
+        """Keep partitions on their hosts until the end of the transaction, before it reads anything of them."""
+
+    def lockable(self, names: Iterable[T], partition_of: Callable[[T], int]) -> list[list[T]]:
+        """Split names, which are in the order of their locks, into lists that one statement locks."""
+        return in_batches(names)
+
+    async def lock_heads(self, connection: AsyncConnection, partitions: Iterable[int]) -> Sequence[sa.Row[Any]]:
+        """Lock counters of the log, and return them in the order of their partitions."""
+        found = await connection.execute(self.shared(_locked_heads), {"partitions": sorted(partitions)})
+        counters: Sequence[sa.Row[Any]] = found.all()
+        return counters
+
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
         if rows:
             insert, _ = self._texts.get(table) or self._write_texts(table)
@@ -104,22 +123,19 @@ class Dialect(ABC):
             await self.overwrite(connection, table, old)
 
     async def append_to_log(
-        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, erasures: int
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, origin: Origin
     ) -> Mapping[int, int]:
-        """Lock counters of the log, number events by them and insert these; return the counters as they were before.
-
-        ``erasures`` is the last one that the outbox of the events has carried out.
-        """
+        """Lock counters of the log, number events by them and insert these; return the counters as they were before."""
         # All writers share the counter of a partition, so the server ends a transaction that stands still from here on
         # for LOG_IDLE_SECONDS: a process that was stopped must not stop all others.
-        counters = (await connection.execute(self.shared(_locked_heads), {"partitions": sorted(added)})).all()
+        counters = await self.lock_heads(connection, added)
         closed = [row.closed for row in counters]
-        if len(closed) != len(added) or any(closed) or counters[0].erasures > erasures:
-            _refuse(counters, expected=len(added), erasures=erasures)
+        if len(closed) != len(added) or any(closed) or not _same_erasures(counters[0], origin):
+            _refuse(counters, expected=len(added), origin=origin)
         before: dict[int, int] = {row.partition: row.position for row in counters}
         await self.insert(connection, events, numbered(rows, before))
-        last = counters[0].erasures
-        heads = [(partition, before[partition] + count, 0, last) for partition, count in sorted(added.items())]
+        last = origin.erasures, origin.erasure_id
+        heads = [(partition, before[partition] + count, 0, *last) for partition, count in sorted(added.items())]
         await self.overwrite(connection, log_heads, heads)
         return before
 
@@ -191,6 +207,9 @@ class SQLite(Dialect):
 class PostgreSQL(Dialect):
     """Unnested arrays: one round trip and one plan for any number of rows; COPY for many."""
 
+    duplicate_codes: ClassVar[tuple[str, ...]] = ("23",)
+    """How the codes begin with which a COPY is refused for a row that is there."""
+
     async def begin_apply(self, connection: AsyncConnection) -> None:
         """Wait for the disk at COMMIT, so that a crash of the server loses nothing that was reported as done."""
         await connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
@@ -215,7 +234,7 @@ class PostgreSQL(Dialect):
 
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
         """Insert new rows; many of them by COPY, which is faster."""
-        if len(rows) < _MIN_COPY_ROWS:
+        if len(rows) < MIN_COPY_ROWS:
             await super().insert(connection, table, rows)
             return
         raw = await connection.get_raw_connection()
@@ -224,21 +243,21 @@ class PostgreSQL(Dialect):
             # By the driver's own method, in the transaction that an earlier statement has begun.
             status = await driver.copy_records_to_table(table.name, records=rows, columns=_names(table))
         except Exception as error:  # raised as SQLAlchemy would; other errors pass unchanged
-            if str(getattr(error, "sqlstate", "")).startswith("23"):
+            if str(getattr(error, "sqlstate", "")).startswith(self.duplicate_codes):
                 raise IntegrityError(None, None, error) from error
             raise
         check_row_count(table, int(str(status).rpartition(" ")[2]), len(rows))
 
     async def append_to_log(
-        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, erasures: int
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, origin: Origin
     ) -> Mapping[int, int]:
         """Lock, limit, number and insert in one statement; before a COPY, all but the insert."""
-        together = [] if len(rows) >= _MIN_COPY_ROWS else rows
+        together = [] if len(rows) >= MIN_COPY_ROWS else rows
         values = self._bound(events, together) if together else ((),) * len(events.columns)
         counters = (await connection.exec_driver_sql(_APPEND, (list(added), list(added.values()), *values))).all()
         closed = [row.closed for row in counters]
-        if len(closed) != len(added) or any(closed) or counters[0].erasures > erasures:
-            _refuse(counters, expected=len(added), erasures=erasures)
+        if len(closed) != len(added) or any(closed) or not _same_erasures(counters[0], origin):
+            _refuse(counters, expected=len(added), origin=origin)
         check_row_count(events, counters[0].inserted, len(together))
         check_row_count(log_heads, counters[0].moved, len(added))
         before: dict[int, int] = {row.partition: row.position for row in counters}
@@ -262,11 +281,11 @@ class MariaDB(Dialect):
         await self._limit_idle(connection, 0)
 
     async def append_to_log(
-        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, erasures: int
+        self, connection: AsyncConnection, added: Mapping[int, int], rows: Sequence[TableRow], *, origin: Origin
     ) -> Mapping[int, int]:
         """Limit the session first, where it is not: no statement that locks rows can."""
         await self._limit_idle(connection, round(LOG_IDLE_SECONDS))
-        return await super().append_to_log(connection, added, rows, erasures=erasures)
+        return await super().append_to_log(connection, added, rows, origin=origin)
 
     async def _limit_idle(self, connection: AsyncConnection, seconds: int) -> None:
         """Have the server end a transaction that has written and stands still; 0 for the connection's own limit."""
@@ -292,10 +311,15 @@ def numbered(rows: Iterable[TableRow], before: Mapping[int, int]) -> list[TableR
     return [(row[0], before[row[0]] + row[1], *row[2:]) for row in rows]
 
 
-def _refuse(counters: Sequence[Any], *, expected: int, erasures: int) -> NoReturn:
-    """Raise why locked counters do not accept a delivery of an outbox that has carried out so many ``erasures``."""
+def _same_erasures(counter: Any, origin: Origin) -> bool:
+    # A store that was restored records fewer, or others under the same numbers.
+    return bool(counter.erasures == origin.erasures and counter.erasure_id == origin.erasure_id)
+
+
+def _refuse(counters: Sequence[Any], *, expected: int, origin: Origin) -> NoReturn:
+    """Raise why locked counters do not accept a delivery of an outbox."""
     check_counters([row.closed for row in counters], expected=expected)
-    raise ErasuresPending(carried_out=erasures, last=counters[0].erasures)
+    raise ErasuresPending(carried_out=origin.erasures, last=counters[0].erasures)
 
 
 def _locked_heads(dialect: Dialect) -> sa.Select[Any]:
@@ -408,7 +432,7 @@ def _append_statement() -> str:
     limit = f"set_config('idle_in_transaction_session_timeout', '{round(LOG_IDLE_SECONDS * 1000)}', true)"
     # The settings belong to the transaction, and count from here on: before, a slow machine may take longer.
     return (
-        f"WITH head AS (SELECT partition, position, closed, erasures, {limit} AS idle,"  # noqa: S608
+        f"WITH head AS (SELECT partition, position, closed, erasures, erasure_id, {limit} AS idle,"  # noqa: S608
         " set_config('synchronous_commit', 'on', true) AS durable"
         " FROM letopis_log_heads WHERE partition = ANY($1::integer[]) ORDER BY partition FOR UPDATE),"
         " moved AS (UPDATE letopis_log_heads AS t SET position = head.position + a.added"

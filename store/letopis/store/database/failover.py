@@ -20,6 +20,7 @@ from letopis.store.database.fault_classification import classify
 from letopis.store.database.fault_rules import GARBLED, LOST
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.hosts import HostAddress
+from letopis.store.database.server_pool import ServerPool
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.urls import hosts_of
 from letopis.store.errors import ConfigurationError
@@ -249,6 +250,7 @@ def create_server_engine(url: URL, timeouts: Timeouts, pool_size: int, *, driver
         engine = create_async_engine(
             bare,
             **timeouts.pool_options(pool_size),
+            poolclass=ServerPool,
             pool_recycle=int(RECYCLE_SECONDS),
             isolation_level="READ COMMITTED",
             hide_parameters=True,

@@ -106,12 +106,14 @@ def _connection_class() -> type[Any]:
         answer_timeout: float | None = None
         """Seconds for the whole answer to one statement."""
 
-        def terminate(self) -> None:
+        def close(self) -> None:
             """Close without waiting for the peer."""
             transport = getattr(self, "_transport", None)
             if transport is not None:
                 transport.abort()
-            self.close()
+            super().close()
+
+        terminate = close  # the name that asyncpg gives it
 
         async def query(self, *args: Any, **options: Any) -> Any:
             async with asyncio.timeout(self.answer_timeout):

@@ -9,12 +9,12 @@ from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import uuid4
 
-import anyio
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from letopis.store.cancellation import cancel_after_grace
 from letopis.store.database import failover
 from letopis.store.database.failover import HostRole
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -92,32 +92,38 @@ async def _connect(files: Mapping[str, str], address: HostAddress | None, **argu
 
 
 async def _log_in(connecting: Coroutine[Any, Any, Any]) -> Any:
-    """Log in, and pass a cancellation on, but not while the socket is handed over to the driver.
-
-    Cancelled just there, asyncpg leaves a future whose error is never retrieved: each failover would log some.
-    """
-    task = asyncio.ensure_future(connecting)
+    """Log in, or close what was opened: a caller that is cancelled waits for that."""
+    login = _Login(connecting)
     try:
-        await asyncio.wait((task,))
+        return await cancel_after_grace(login, grace=0)
     except asyncio.CancelledError:
-        with anyio.CancelScope(shield=True):
-            while _hands_over(connecting):  # noqa: ASYNC110 - asyncio tells no one when it has
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait((task,))
-        if not task.cancelled() and task.exception() is None:
-            task.result().terminate()
+        if not login.cancelled() and login.exception() is None:
+            login.result().terminate()
         raise
-    return task.result()
 
 
-def _hands_over(coroutine: Any) -> bool:
-    """Return True if a coroutine waits for asyncio to connect a socket with its protocol."""
-    while coroutine is not None:
-        if getattr(getattr(coroutine, "cr_code", None), "co_name", "") == "_create_connection_transport":
-            return True
-        coroutine = getattr(coroutine, "cr_await", None)
-    return False
+class _Login(asyncio.Task[Any]):
+    """A login that no cancellation interrupts while asyncio hands its socket over to asyncpg.
+
+    Cancelled there, asyncpg leaves a future whose error is never retrieved. A shield is not enough: an event loop that
+    ends, and asyncpg's own timeout, cancel the task itself.
+    """
+
+    _fut_waiter: asyncio.Future[Any] | None  # asyncio's own: what the task awaits
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel once the task has awaited the same thing for two iterations of the loop: a hand-over takes one."""
+        if self.done():
+            return False
+        loop = self.get_loop()
+        loop.call_soon(loop.call_soon, self._cancel_unless_moved, self._fut_waiter, msg)
+        return True
+
+    def _cancel_unless_moved(self, awaited: asyncio.Future[Any] | None, msg: Any | None) -> None:
+        if awaited is None or awaited.done() or awaited is not self._fut_waiter:
+            self.cancel(msg)
+        else:
+            super().cancel(msg)
 
 
 async def _role_of(connection: Any) -> HostRole:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,59 +11,60 @@ import sqlalchemy as sa
 
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import RESERVED, decode
+from letopis.store.model.codec import decode
 from letopis.store.model.conversations import Conversation, RecordedMessage
-from letopis.store.model.event_types import ConversationDeleted, MessageAppended
+from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.model.identifiers import ForkPoint
 from letopis.store.model.messages import ROLES, Message, text_message
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
-from letopis.store.rules.redaction import stripped
+from letopis.store.rules.redaction import RETAINED_KEY
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow, reactions_from_text
+from letopis.store.rules.sight import without_content
 
-_STATE_COLUMNS: Final = ("owner_id", "title", "state", "version", "message_count", "tokens", "trimmed", "inherited_to")
+_STATE_COLUMNS: Final = (
+    *("owner_id", "title", "state", "version", "message_count", "tokens", "trimmed", "reset_to", "inherited_to"),
+)
 """The columns of a conversation's state that hold its values as they are."""
 
 
-def recorded_event(values: Mapping[Any, Any]) -> RecordedEvent:
-    """Return the event of a row of the log, whose columns are those of :func:`event_columns`."""
+def recorded_event(values: Mapping[Any, Any], *, hidden: bool = False, forked: bool = False) -> RecordedEvent:
+    """Return the event of a row of the log, whose columns are those of :func:`event_columns`.
+
+    :param hidden: a mark erases it with its message.
+    :param forked: it is read by a fork.
+    """
     fields: dict[str, Any] = dict(values)
-    erased = fields.pop("erased", None)
+    fields.pop("changes", None)
+    hidden = fields.pop("erased", None) is not None or hidden
     fields |= {name: decode_object(fields[name]) for name in ("data", "metadata")}
     fields |= {name: from_microseconds(fields[name]) for name in ("occurred_at", "recorded_at")}
     event = RecordedEvent(**fields)
-    return event if erased is None else without_content(event)
+    return without_content(event) if hidden or (not forked and RETAINED_KEY in event.metadata) else event
 
 
-def without_content(event: RecordedEvent) -> RecordedEvent:
-    """Return an event without its content, which may still be in its row."""
-    if event.type == ConversationDeleted.type or event.digest is None:
-        return event
-    ours = {key: value for key, value in event.metadata.items() if key.startswith(RESERVED)}
-    return replace(event, data=stripped(event.type, event.data), metadata=ours, digest=None)
-
-
-PlainRow = tuple[int, UUID | bytes, UUID | bytes, int, str, int, int, Any, Any]
-"""Version, event id, origin id, sequence, data, and the times it occurred and was recorded, in microseconds; whether it
-has changed since it was appended, and whether the conversation has marks."""
-MARKED: Final = 8
+PlainRow = tuple[int, UUID | bytes, UUID | bytes, int, str, int, int, Any]
+"""Version, event id, origin id, sequence, data, the times it occurred and was recorded, in microseconds, and whether it
+has changed since it was appended."""
+PLAIN_COLUMNS: Final = 8
+MARKED: Final = 2
+"""Instead of whether a message has changed, if the conversation has marks."""
 
 
 def plain_row(row: sa.Row[Any]) -> PlainRow:
     """Return the columns of a whole row that a plain message needs."""
     times = row.e_occurred_at, row.e_recorded_at
-    return row.m_version, row.e_event_id, row.e_origin_id, row.e_sequence, row.e_data, *times, False, False
+    return row.m_version, row.e_event_id, row.e_origin_id, row.e_sequence, row.e_data, *times, False
 
 
 def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, RecordedMessage]:
     """Return messages that have not changed since they were appended, by version; others are left out."""
     messages: dict[int, RecordedMessage] = {}
-    for row in rows:
-        if row[7]:
+    for version, event_id, origin_id, sequence, text, occurred_at, recorded_at, changed in rows:
+        if changed:
             continue
-        version, event_id, origin_id, sequence, text, occurred_at, recorded_at = row[:7]
         try:
             data: Any = orjson.loads(text)
         except ValueError:
@@ -187,7 +187,6 @@ def message_row(row: sa.Row[Any]) -> MessageRow:
         left_at=row.left_at,
         redacted_at=row.redacted_at,
         reactions=reactions_from_text(row.reactions),
-        back=row.back is not None,
         author=row.author,
     )
 

@@ -134,6 +134,8 @@ log_heads: Final = _table(
     sa.Column("closed", sa.SmallInteger, nullable=False, server_default="0"),
     # The number of the last erasure, the same in each row: an outbox that lacks it has its delivery refused.
     sa.Column("erasures", Counter, nullable=False, server_default="0"),
+    # Its id: a store that was restored from a backup gives a number out again.
+    sa.Column("erasure_id", Uuid16()),
     comment="One row a partition, fixed when the store is created: the position given out last.",
 )
 
@@ -152,6 +154,8 @@ origins: Final = _table(
 erasures: Final = _table(
     "letopis_erasures",
     sa.Column("number", Counter, primary_key=True, autoincrement=False),
+    # Kept when it is recorded again, under another number, in a store that was restored from before it.
+    sa.Column("erasure_id", Uuid16(), nullable=False),
     # Whose words: `owner` or `person`, and the id.
     sa.Column("kind", Name, nullable=False),
     sa.Column("subject", Identifier, nullable=False),
@@ -161,6 +165,10 @@ erasures: Final = _table(
     sa.Column("requested_by", sa.Text),
     # The outbox through which it was asked for.
     sa.Column("origin_id", Uuid16()),
+    # 1: with the answers to a person's messages.
+    sa.Column("answers", sa.SmallInteger, nullable=False, server_default="0"),
+    # The last position of each partition of the log when it was recorded: what comes later was said later.
+    sa.Column("positions", Json, nullable=False),
     sa.Column("recorded_at", Timestamp, nullable=False),
     comment="Erasures of all that someone said, in order: every outbox carries each out in its own file.",
 )
@@ -221,6 +229,8 @@ conversations: Final = _table(
     sa.Column("tags", Json),
     # The version up to which retention has taken the content away.
     sa.Column("trimmed", Counter, nullable=False, server_default="0"),
+    # The version up to which a reset or the deletion has erased everything.
+    sa.Column("reset_to", Counter, nullable=False, server_default="0"),
     # An owner's list, newest activity first, by keyset.
     sa.Index("ix_letopis_conversations_owner", "owner_id", "updated_at", "conversation_id"),
     sa.Index("ix_letopis_conversations_updated", "updated_at", "conversation_id"),
@@ -265,8 +275,6 @@ messages: Final = _table(
     sa.Column("left_at", Counter),
     sa.Column("redacted_at", Counter),
     sa.Column("reactions", Json),
-    # 1: the event put back a message that has an earlier row. NULL for nearly all.
-    sa.Column("back", sa.SmallInteger),
     sa.Column("author", Identifier),
     # The id leads, so that a message is found without its conversation.
     sa.Index("ix_letopis_messages_message_id", "message_id", "conversation_id", "partition"),

@@ -76,11 +76,12 @@ RECHECK_SECONDS: Final = 5.0
 """Age at which the check of a connection is repeated: behind a pooler, the database may change under a connection."""
 
 _CHECKED: Final = "letopis_store_id"
-_LAST_ERASURE: Final = sa.select(sa.func.max(log_heads.c.erasures)).scalar_subquery().label("erasures")
+_LAST_ERASURE: Final = sa.select(log_heads.c.erasures).limit(1).scalar_subquery().label("erasures")
+_LAST_ERASURE_ID: Final = sa.select(log_heads.c.erasure_id).limit(1).scalar_subquery().label("erasure_id")
 _HOLDS: Final = sa.select(sa.func.count()).select_from(holds).scalar_subquery().label("holds")
-_SELECT: Final = sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at, _LAST_ERASURE, _HOLDS).where(
-    store.c.id == 1
-)
+_SELECT: Final = sa.select(
+    store.c.store_id, store.c.moved_to, store.c.moved_at, _LAST_ERASURE, _LAST_ERASURE_ID, _HOLDS
+).where(store.c.id == 1)
 
 _FILE_IDENTITY: Final = "SELECT store_id FROM letopis_store WHERE id = 1"
 
@@ -94,6 +95,7 @@ class StoreIdentity:
     :ivar moved_to: where the history was moved to, without secrets, after which nothing is delivered here; ``None``
         while it is here.
     :ivar erasures: the number of the last erasure that is recorded here; see :class:`~letopis.store.ErasureRegister`.
+    :ivar erasure_id: its id.
     :ivar holds: how many holds there are.
     """
 
@@ -101,6 +103,7 @@ class StoreIdentity:
     moved_to: str | None = None
     moved_at: datetime | None = None
     erasures: int = 0
+    erasure_id: UUID | None = None
     holds: int = 0
 
 
@@ -126,7 +129,12 @@ async def read_identity(connection: AsyncConnection) -> StoreIdentity:
         raise missing_identity_fault()
     moved_at = None if row.moved_at is None else from_microseconds(row.moved_at)
     return StoreIdentity(
-        store_id=row.store_id, moved_to=row.moved_to, moved_at=moved_at, erasures=row.erasures or 0, holds=row.holds
+        store_id=row.store_id,
+        moved_to=row.moved_to,
+        moved_at=moved_at,
+        erasures=row.erasures or 0,
+        erasure_id=row.erasure_id,
+        holds=row.holds,
     )
 
 

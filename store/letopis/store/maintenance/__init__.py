@@ -1,1 +1,1 @@
-"""Check, repair and rebuild a history store, and finish its pending tasks."""
+"""Retention of content, continuity of the log, and pending tasks of a history store."""

@@ -42,7 +42,7 @@ class Continuity:
     def __init__(
         self,
         on_change: Callable[[Callable[..., None]], None],
-        read: Callable[[Callable[[AsyncConnection], Awaitable[LogCount]]], Awaitable[LogCount]],
+        read: Callable[[Callable[[Any, AsyncConnection], Awaitable[LogCount]]], Awaitable[LogCount]],
     ) -> None:
         self._read = read
         self._heads: Mapping[int, int] | None = None  # at the last count
@@ -59,7 +59,7 @@ class Continuity:
     async def count(self, after: int = 0, *, newest: int = NEWEST_POSITIONS, length: int = RANGE_POSITIONS) -> LogCount:
         """Count the events at the end of the log, and those in a range after a position, in one statement by key."""
         counted = await self._read(
-            lambda connection: count_log(connection, after, newest=newest, length=length, heads=self._heads)
+            lambda _, connection: count_log(connection, after, newest=newest, length=length, heads=self._heads)
         )
         self._heads = counted.heads
         return counted
@@ -68,7 +68,11 @@ class Continuity:
 async def count_log(
     connection: AsyncConnection, after: int, *, newest: int, length: int, heads: Mapping[int, int] | None = None
 ) -> LogCount:
-    """Count as :meth:`Continuity.count` does, on an open connection."""
+    """Count as :meth:`Continuity.count` does, on an open connection.
+
+    :param heads: heads that were read before, which bound the counts: an engine that spreads its tables may read the
+        counter and the events of a partition at different moments.
+    """
     if heads is None:
         heads = await read_heads(connection)
     ranges = [(number, after, after + length) for number in sorted(heads)]
@@ -78,9 +82,10 @@ async def count_log(
     rows = (await connection.execute(sa.union_all(_NOW, *counts))).all()
     now = {row[1]: row[2] for row in rows if row[0] < 0}
     held = {row[0]: row[2] for row in rows if row[0] >= 0}
-    log = LogCount(next=after + length if any(head > after + length for head in now.values()) else 0, heads=now)
+    ends = {number: min(head, now.get(number, 0)) for number, head in heads.items()}  # a restored store ends earlier
+    log = LogCount(next=after + length if any(end > after + length for end in ends.values()) else 0, heads=now)
     for index, (partition, first, last) in enumerate(ranges):
-        upto = min(last, now.get(partition, 0))  # a restored store may end earlier
+        upto = min(last, ends[partition])
         if (missing := max(0, upto - first) - held[index]) > 0:
             return replace(log, missing=missing, partition=partition, after=first, upto=upto)
     return log

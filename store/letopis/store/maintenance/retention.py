@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.row_mapping import tags_of
-from letopis.store.database.schema import checkpoints, conversations, events, holds, messages, of_conversation
+from letopis.store.database.schema import checkpoints, conversations, events, messages, of_conversation
+from letopis.store.holds import all_held, held, owners_of, written_by
 from letopis.store.model.event_types import (
     ConversationArchived,
     ConversationStarted,
@@ -35,13 +36,6 @@ _MICROSECONDS: Final = 1_000_000
 
 Place = tuple[int, int]
 """An age in seconds and a partition: the log is read once for each age, when its events reach it."""
-
-
-def held() -> sa.ColumnElement[bool]:
-    """Return the condition that a hold keeps the content of a conversation from leaving."""
-    c, kind, subject = conversations.c, holds.c.kind, holds.c.subject
-    of_conversation = sa.and_(kind == "conversation", subject == c.conversation_id)
-    return sa.exists().where(sa.or_(of_conversation, sa.and_(kind == "owner", subject == c.owner_id)))
 
 
 async def read_again(connection: AsyncConnection) -> None:
@@ -114,6 +108,7 @@ class _Statements:
         self.last = _select_first(e.version, *content, e.version <= upto, last=True)
         lane = (*of_conversation(events), e.origin_id == sa.bindparam("origin"))
         self.sequence = _select_first(e.sequence, *lane, e.version <= upto, last=True)
+        self.held = written_by(dialect, sa.func.min(messages.c.version)).where(messages.c.version > after)
         kept = messages.c.redacted_at.is_(None)
         self.count = sa.select(sa.func.count()).where(*own, messages.c.version <= upto, kept)
         self.kept = _select_first(e.recorded_at, *content)
@@ -189,7 +184,7 @@ class ContentFinder:
         values = {"partitions": [partition], "conversations": list(types)}
         found = {row.conversation_id: row for row in await connection.execute(self._statements.conversations, values)}
         rules = {name: retention.rule_for(row.owner_id, tags_of(row._mapping)) for name, row in found.items()}
-        looked = set[str]()
+        looked, authors = set[str](), owners_of(await all_held(connection))
         for row in rows:
             name = row.conversation_id
             if name not in looked:
@@ -197,7 +192,7 @@ class ContentFinder:
                     break
                 looked.add(name)
                 if (rule := rules.get(name)) is not None:
-                    look = _Look(connection, self._statements, found[name], rule, partition, self._cutoff)
+                    look = _Look(connection, self._statements, found[name], rule, partition, self._cutoff, authors)
                     if (upto := await look.upto(age, types[name])) is not None:
                         step.due.append(await look.describe(upto, origin_id, whole=describe))
             step.moved[age, partition] = row.position
@@ -217,6 +212,7 @@ class _Look:
     rule: RetentionRule
     partition: int
     cutoff: Callable[[int], int]
+    authors: list[str]  # on hold
 
     async def upto(self, age: int, types: set[str]) -> int | None:
         """Return the version up to which content is due when events of some types have reached an age."""
@@ -235,6 +231,8 @@ class _Look:
             newest = statements.newest.limit(rule.max_messages + 1).subquery()
             count = sa.func.count() > rule.max_messages
             upto = max(upto, await self._first(sa.select(sa.case((count, sa.func.min(newest.c.version))))) or 0)
+        if self.authors and (first := await self._first(statements.held, authors=self.authors)) is not None:
+            upto = min(upto, first - 1)
         if upto <= conversation.trimmed:
             return None
         last = await self._first(statements.last, upto=upto)

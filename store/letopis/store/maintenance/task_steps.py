@@ -19,14 +19,14 @@ from letopis.store.database.store_identity import (
     expected_store_id,
     read_identity,
 )
-from letopis.store.read.task_marks import ERASE, RELEASE, TRIM, PendingTasks, Task
-from letopis.store.write.redaction import Eraser
+from letopis.store.read.task_marks import EDITS, ERASE, RELEASE, TRIM, PendingTasks, Task
+from letopis.store.write.erasing import Eraser
 
 STEP_SECONDS: Final = 0.2
 """Length of one step, in which an SQLite file has no other writer."""
 PIECE_VERSIONS: Final = 500
 """Versions between two looks at the clock."""
-_ERASING: Final = (ERASE, TRIM, RELEASE)
+_ERASING: Final = (ERASE, TRIM, EDITS, RELEASE)
 
 
 class TaskSteps:
@@ -47,7 +47,7 @@ class TaskSteps:
         order = (sa.case((tasks.c.kind == RELEASE, 1), else_=0), tasks.c.version)
         self._pending = sa.select(tasks).where(tasks.c.after < tasks.c.upto).order_by(*order).limit(1)
         self._task: Any = dialect.locked(sa.select(tasks).where(*at))
-        self._lock: Any = dialect.locked(sa.select(conversations.c.state).where(*of_conversation(conversations)))
+        self._lock: Any = dialect.locked(sa.select(conversations.c.version).where(*of_conversation(conversations)))
         self._advance = sa.update(tasks).where(*at).values(after=sa.bindparam("b_after"))
         self._counter: Any = dialect.locked(
             sa.select(log_heads.c.closed).where(log_heads.c.partition == sa.bindparam("partition"))
@@ -94,19 +94,19 @@ class TaskSteps:
     async def _advance_task(self, connection: AsyncConnection, row: sa.Row[Any]) -> None:
         # Read again under the lock: another process may have carried it out.
         key = {"partition": row.partition, "conversation": row.conversation_id}
-        state = (await connection.execute(self._lock, key)).scalar()
+        await connection.execute(self._lock, key)
         at = {"b_partition": row.partition, "b_name": row.conversation_id, "b_kind": row.kind, "b_version": row.version}
         task = Task(**(await connection.execute(self._task, at)).one()._mapping)
         if task.after < task.upto:
-            after = await self._work(connection, task, deleted=state == "deleted")
+            after = await self._work(connection, task)
             advanced = await connection.execute(self._advance, {**at, "b_after": after})
             check_row_count(tasks, advanced.rowcount, 1)
 
-    async def _work(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
+    async def _work(self, connection: AsyncConnection, task: Task) -> int:
         """Work on a task for one step, or to its end. Return the version up to which it is done."""
         deadline = time.monotonic() + STEP_SECONDS
         while True:
-            after = await self._eraser.carry_out(connection, task, limit=PIECE_VERSIONS, deleted=deleted)
+            after = await self._eraser.step(connection, task, limit=PIECE_VERSIONS)
             if after >= task.upto or time.monotonic() >= deadline:
                 return after
             task = replace(task, after=after)

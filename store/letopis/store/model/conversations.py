@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import Any, Final, Generic, Self, TypeVar, overload
 from uuid import UUID
 
 from letopis.store.model.events import from_microseconds
@@ -70,6 +70,10 @@ class _Row:
     _row: AppendedRow
 
 
+_SAVED: Final = Saved.SAVED
+_APPENDED: Final = Delivery.APPENDED
+
+
 # Not frozen: a frozen dataclass sets each field through a call, which would be a third of the time of a page read.
 @dataclass(slots=True, kw_only=True)
 class RecordedMessage(_Row):
@@ -113,22 +117,14 @@ class RecordedMessage(_Row):
         recorded.message = message
         recorded.version = version
         recorded.sequence = sequence
-        recorded.on_path = True  # which a merge asks of each message
+        recorded.saved = _SAVED
+        recorded.delivery = _APPENDED
+        recorded.delivery_data = EMPTY
+        recorded.on_path = True
+        recorded.edited = recorded.superseded = recorded.redacted = False
+        recorded.reactions = ()
         recorded._row = row  # type: ignore[misc]  # mypy does not look at the slots of the base
         return recorded
-
-    if not TYPE_CHECKING:  # for a type checker, it would make every name an attribute
-
-        def __getattr__(self, name: str) -> Any:
-            """Make a field that was not set; Python calls this for no other."""
-            if (make := _MADE_FROM_ROW.get(name)) is not None:
-                value = make(self._row)
-            elif name in _UNCHANGED:
-                value = _UNCHANGED[name]
-            else:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            setattr(self, name, value)
-            return value
 
     @property
     def interrupted(self) -> bool:
@@ -153,7 +149,28 @@ class RecordedMessage(_Row):
     @property
     def text(self) -> str:
         """The text parts, joined by a line feed."""
-        return content_text(self.message.content)
+        return content if type(content := self.message.content) is str else content_text(content)
+
+
+class _MadeWhenRead:
+    """A field that is made from the row of its message when it is first read; a ``__getattr__`` would slow all down."""
+
+    def __init__(self, slot: Any, make: Callable[[AppendedRow], Any]) -> None:
+        self._slot = slot
+        self._make = make
+
+    def __get__(self, message: RecordedMessage | None, owner: type) -> Any:
+        if message is None:
+            return self
+        try:
+            return self._slot.__get__(message)
+        except AttributeError:
+            value = self._make(message._row)
+        self._slot.__set__(message, value)
+        return value
+
+    def __set__(self, message: RecordedMessage, value: Any) -> None:
+        self._slot.__set__(message, value)
 
 
 def any_needs_content(messages: Iterable[RecordedMessage]) -> bool:
@@ -183,16 +200,13 @@ def _uuid(value: UUID | bytes) -> UUID:
     return uuid_of(value) if isinstance(value, bytes) else value
 
 
-_MADE_FROM_ROW: Final[Mapping[str, Callable[[AppendedRow], Any]]] = {
+for _name, _make in {
     "event_id": lambda row: _uuid(row[0]),
     "origin_id": lambda row: _uuid(row[1]),
     "occurred_at": lambda row: from_microseconds(row[2]),
     "recorded_at": lambda row: from_microseconds(row[3]),
-}
-_UNCHANGED: Final[Mapping[str, Any]] = {
-    **{spec.name: spec.default for spec in fields(RecordedMessage) if spec.default is not MISSING},
-    "delivery_data": EMPTY,
-}
+}.items():
+    setattr(RecordedMessage, _name, _MadeWhenRead(vars(RecordedMessage)[_name], _make))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,14 +222,16 @@ class Conversation:
     :ivar metadata: its own, as it was annotated.
     :ivar tags: its tags, sorted.
     :ivar trimmed: the version up to which its content has left by a rule of retention; 0 for none.
+    :ivar reset_to: the version up to which a reset or its deletion has erased everything; 0 for none.
     :ivar active: True if the history store has it as its owner's active one; pending changes show in
         ``History.active()`` and ``History.conversations(owner=)``.
     :ivar forked_from: the point up to which it reads its parent; ``None`` if it is no fork.
-    :ivar inherits: True if messages of the parent are on its path.
-    :ivar inherited_to: the id of the last inherited message, after a rewind into them; ``None`` for all up to
-        ``forked_from``.
+    :ivar inherits: True if it reads messages of its parent.
+    :ivar inherited_to: the id of the last inherited message, after a rewind into them; empty if all were undone, and
+        ``None`` for all up to ``forked_from``.
     :ivar seen: what to append after, if a history read it; ``None`` otherwise.
     :ivar pending: its events that are pending in this outbox; 0 if only the history store was read.
+    :ivar last_message: the last one on its path, in a list that was asked for it; ``None`` otherwise.
     """
 
     conversation_id: str
@@ -232,11 +248,13 @@ class Conversation:
     metadata: Mapping[str, Any] = field(default_factory=empty)
     tags: tuple[str, ...] = ()
     trimmed: int = 0
+    reset_to: int = 0
     active: bool = False
     forked_from: ForkPoint | None = None
     inherits: bool = False
     inherited_to: str | None = None
     seen: Seen | None = field(default=None, compare=False, repr=False)
+    last_message: RecordedMessage | None = field(default=None, compare=False, repr=False)
 
     def with_changes(self, **fields: Any) -> Self:
         """Return a copy with ``fields`` changed."""

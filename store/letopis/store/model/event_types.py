@@ -167,9 +167,8 @@ class ConversationTagged(Body):
 class ConversationTrimmed(Body):
     """The content of all events up to a version has left by a rule of retention; title, metadata and tags stay.
 
-    The messages up to it are redacted, and a fork no longer reads its parent. ``upto`` is a version of the history
-    store, before the event's own. ``rule`` names the rule, ``sequence`` is the last one up to ``upto`` of the outbox
-    that appended this.
+    The messages up to it are redacted, also those that a fork inherits. ``upto`` is a version of the history store,
+    before the event's own; ``sequence`` is the last one up to it of the outbox that appended this.
     """
 
     type: ClassVar[str] = "conversation.trimmed"
@@ -208,20 +207,30 @@ class ConversationRewound(Body):
     """Messages after a point leave the active path (undo, pop, clear, regenerate); the log keeps them.
 
     ``to_message_id`` names the last message that stays; without it none stays. If that message is off the path already
-    or unknown, nothing happens. In a fork, a message of the parent ends the inherited part.
+    or unknown, nothing happens. In a fork, a message of the parent ends the inherited part. Without one, it ceases to
+    read its parent, unless its messages were ``undone``: taken back, so that it can still be read as it was.
 
-    With ``erase`` it is a reset: all earlier messages, the title and the conversation's metadata are erased as by a
-    deletion, and the conversation continues empty.
+    With ``erase`` it is a reset: earlier messages, title and metadata are erased as by a deletion, and the conversation
+    continues empty. Later events than ``upto``, a version of the history store, stay, unless they arrived erased.
     """
 
     type: ClassVar[str] = "conversation.rewound"
     to_message_id: str | None = _optional(str)
     reason: str | None = _optional(str)
     erase: bool | None = _optional(bool)
+    upto: int | None = _optional(int)
+    undone: bool | None = _optional(bool)
+
+    @classmethod
+    def back_to(cls, message_id: str | None, reason: str | None = None) -> Self:
+        """Return the rewind that takes back all messages after one; without it, all there are."""
+        return cls(to_message_id=message_id, reason=reason, undone=True if message_id is None else None)
 
     def __post_init__(self) -> None:
         if self.erase and self.to_message_id is not None:
             raise InvalidInput("erase", "erases everything: no message can stay, so to_message_id cannot be given")
+        if self.upto is not None and not (self.erase and check_whole(self.upto, "upto", 0) >= 0):
+            raise InvalidInput("upto", "bounds what is erased: it is given together with erase")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,12 +253,10 @@ class MessageAppended(Body):
             raise InvalidInput("message", f"must be a Message, not {type(self.message).__name__}")
 
     def to_data(self) -> dict[str, Any]:
-        """Return the message's fields, flat."""
         return self.message.to_data()
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the body around the message that ``data`` holds."""
         return cls(message=Message.from_data(data))
 
 
@@ -363,7 +370,6 @@ class CustomEvent(Body):
         return f"custom.{self.name}"
 
     def to_data(self) -> dict[str, Any]:
-        """Return the application's data unchanged."""
         return _object(self.data)
 
 
@@ -381,11 +387,9 @@ class UnknownEvent(Body):
 
     @property
     def type(self) -> str:  # type: ignore[override]
-        """The type as it was recorded."""
         return self.name
 
     def to_data(self) -> dict[str, Any]:
-        """Return the data as it was recorded."""
         return _object(self.data)
 
 

@@ -15,9 +15,11 @@ from letopis.store.errors import InvalidInput
 
 LARGE_BYTES: Final = 256 * 1024
 """A longer string of a message, in UTF-8, is kept apart from its event."""
-MAX_STRING_BYTES: Final = 65 * 1024 * 1024
-"""The longest string: an item of 64 MiB fits that an adapter has packed, which base64 makes a little longer."""
-MAX_CONTENT_BYTES: Final = 2 * MAX_STRING_BYTES
+MAX_STRING_BYTES: Final = 64 * 1024 * 1024
+"""The longest string of a message."""
+MAX_PACKED_BYTES: Final = 65 * 1024 * 1024
+"""The longest one of an item of 64 MiB that an adapter has packed, which base64 makes a little longer."""
+MAX_CONTENT_BYTES: Final = 2 * MAX_PACKED_BYTES
 """All large strings of one event: an adapter may keep an item and a readable form of it."""
 MAX_ITEM_BYTES: Final = 67_108_864
 """The largest item of a framework that an adapter packs, as JSON in UTF-8."""
@@ -64,10 +66,11 @@ def extract(data: Mapping[str, Any], conversation_id: str) -> Extracted:
     :raises InvalidInput: one string or all of them are too large, or a field that holds no content looks like one.
     """
     contents: dict[str, bytes] = {}
+    packed = _packed(data)
 
     def replaced(text: str) -> str:
         if len(text) * 4 > LARGE_BYTES and len(body := text.encode()) > LARGE_BYTES:
-            if len(body) > MAX_STRING_BYTES:
+            if len(body) > (MAX_PACKED_BYTES if text is packed else MAX_STRING_BYTES):
                 raise InvalidInput("data", f"has a string of {len(body)} bytes, the limit is 64 MiB: store a reference")
             name = content_name(conversation_id, sha256(body).hexdigest())
             contents[name] = body
@@ -133,9 +136,13 @@ def _strings(value: Any) -> Iterable[str]:
 
 def packed_bytes(data: Mapping[str, Any]) -> int:
     """Return how many bytes of an event's data are a packed item, which :class:`Limits` do not count."""
+    return min(len(_packed(data) or ""), 2 * MAX_ITEM_BYTES)
+
+
+def _packed(data: Mapping[str, Any]) -> str | None:
     about, content = data.get("metadata"), data.get("content")
     envelope = about.get(FORMAT_KEY) if isinstance(about, Mapping) else None
     if envelope is None and isinstance(content, list) and content and isinstance(content[-1], Mapping):
         envelope = content[-1] if content[-1].get("type") == REPLACED_TYPE else None
     packed = envelope.get(PACKED_KEY) if isinstance(envelope, Mapping) else None
-    return min(len(packed), 2 * MAX_ITEM_BYTES) if isinstance(packed, str) else 0
+    return packed if isinstance(packed, str) else None

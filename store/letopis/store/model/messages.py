@@ -32,6 +32,7 @@ INSTRUCTIONS: Final[tuple[Role, ...]] = ("system", "developer")
 STATUSES: Final[tuple[Status, ...]] = ("complete", "interrupted")
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 _MARK: Final = MARK_IN_JSON.encode()
+_new: Final = object.__new__
 
 
 class MessageFields(TypedDict, total=False):
@@ -156,7 +157,7 @@ class Message:
     def _of(cls, role: Role, content: Any, fields: MessageFields) -> Self:
         if not fields and type(content) is str and cls is Message:
             made = uuid7()
-            return _Plain(role, content, str(made), made)  # type: ignore[return-value]
+            return _plain(role, content, str(made), made)  # type: ignore[no-any-return]
         return cls(role=role, content=content, **fields)
 
     @property
@@ -251,22 +252,29 @@ class _Plain:
     # A frozen class sets each field by a call of its own: a page of fifty messages would take 12 % longer (ADR 0034).
     __slots__ = tuple(spec.name for spec in fields(Message))
 
-    def __init__(self, role: Role, content: str, message_id: str, event_id: UUID | None = None) -> None:
-        self.role = role
-        self.content = content
-        self.id = message_id
-        self.name = self.author = self.tokens = None
-        self.event_id = event_id
-        self.usage = self.external_ids = self.metadata = EMPTY
-        self.status = "complete"
-        self.__class__ = Message  # type: ignore[assignment]
+
+def _plain(role: Role, content: str, message_id: str, event_id: UUID | None = None) -> Any:
+    """Return a message of text alone."""
+    message: Any = _new(_Plain)
+    message.role = role
+    message.content = content
+    message.id = message_id
+    message.name = message.author = message.tokens = None
+    message.event_id = event_id
+    message.usage = message.external_ids = message.metadata = EMPTY
+    message.status = "complete"
+    message.__class__ = Message
+    return message
 
 
 def text_message(data: Mapping[str, Any]) -> Message | None:
     """Return the message of data of ``message.appended`` that hold only what nearly all have; ``None`` for others."""
     if len(data) != 3:
         return None
-    name, role, content = data.get("message_id"), data.get("role"), data.get("content")
+    try:
+        name, role, content = data["message_id"], data["role"], data["content"]
+    except KeyError:
+        return None
     if (
         type(content) is not str
         or role not in ROLES
@@ -274,4 +282,4 @@ def text_message(data: Mapping[str, Any]) -> Message | None:
         or not (0 < len(name) <= MAX_ID_LENGTH and name.isprintable())
     ):
         return None
-    return _Plain(role, content, name)  # type: ignore[return-value]
+    return _plain(role, content, name)  # type: ignore[no-any-return]

@@ -34,7 +34,8 @@ _MARK: Final = "\x01"
 """Begins the name of each record lane. No conversation id can, because identifiers hold no control characters."""
 FIRST_CONVERSATION_ID: Final = "\x02"
 """Sorts after the names of all lanes of records, and before all ids of conversations."""
-_CONVERSATION: Final = f"{_MARK}c:"
+CONVERSATION_SCOPES: Final = f"{_MARK}c:"
+"""Begins the scopes of conversations."""
 _OWNER: Final = f"{_MARK}o:"
 _SPACE: Final = f"{_MARK}s:"
 CONTENT_SCOPES: Final = f"{_MARK}m:"
@@ -82,7 +83,7 @@ class Scope:
 
         :raises InvalidInput: the id cannot be one.
         """
-        return cls(_CONVERSATION + check_identifier(conversation_id, "conversation"))
+        return cls(CONVERSATION_SCOPES + check_identifier(conversation_id, "conversation"))
 
     @classmethod
     def owner(cls, owner_id: str) -> Scope:
@@ -110,7 +111,7 @@ class Scope:
 
         :raises InvalidInput: its name is none that the other methods make.
         """
-        made = {_CONVERSATION: self.conversation, _OWNER: self.owner, _SPACE: self.space}
+        made = {CONVERSATION_SCOPES: self.conversation, _OWNER: self.owner, _SPACE: self.space}
         for prefix, make in made.items():
             if isinstance(self.name, str) and self.name.startswith(prefix):
                 return make(self.name.removeprefix(prefix))
@@ -124,7 +125,7 @@ class Scope:
     @property
     def named(self) -> tuple[str, str]:
         """The word for its kind, ``conversation``, ``owner`` or ``space``, and the name without the mark."""
-        kinds = {_CONVERSATION: "conversation", _OWNER: "owner", _SPACE: "space", CONTENT_SCOPES: "content"}
+        kinds = {CONVERSATION_SCOPES: "conversation", _OWNER: "owner", _SPACE: "space", CONTENT_SCOPES: "content"}
         return kinds[self.name[:3]], self.name[3:]
 
     @property
@@ -163,7 +164,7 @@ def scope_of(lane: str) -> Scope:
 
 
 def conversation_of(lane: str) -> str | None:
-    return lane.removeprefix(_CONVERSATION) if lane.startswith(_CONVERSATION) else None
+    return lane.removeprefix(CONVERSATION_SCOPES) if lane.startswith(CONVERSATION_SCOPES) else None
 
 
 def lane_partition(name: str, partitions: int) -> int:

@@ -45,7 +45,7 @@ class ProjectorContext:
     async def places(self, name: str, version: int) -> dict[int, tuple[int | None, int]]:
         """Return the position that is written and the head of each partition, read without a lock."""
         async with reading(self.engine) as connection:
-            heads = await self.reader.heads(connection, range(self.partitions))
+            heads = await self.reader.heads(connection)
             written = await self.checkpoints.read(connection, [name], range(self.partitions))
         positions = {
             checkpoint.partition: checkpoint.position for checkpoint in written if checkpoint.version == version
@@ -151,7 +151,7 @@ class Projector:
         async def read() -> tuple[Progress, ...]:
             partitions = []
             async with reading(context.engine) as connection:
-                heads = await context.reader.heads(connection, range(context.partitions))
+                heads = await context.reader.heads(connection)
                 for partition, head in heads.items():
                     own, others = await context.checkpoints.find(connection, self._key(partition), lock=False)
                     first = max(others) if others else head

@@ -36,7 +36,7 @@ class _Fork:
     partition: int
     conversation_id: str
     version: int  # of its parent, up to which it reads it
-    inherits: bool
+    reads: bool  # its parent, still
     needed: int  # version of the root, up to which the chain down to it reads the root
 
 
@@ -49,7 +49,8 @@ class Descendants:
         self._upcasters = upcasters
         c = conversations.c
         self._forks = sa.select(
-            c.partition, c.conversation_id, c.forked_from_id, c.forked_from_version, c.forked_from_event, c.inherits
+            *(c.partition, c.conversation_id, c.forked_from_id, c.forked_from_version, c.forked_from_event),
+            sa.and_(c.inherits == 1, c.trimmed == 0).label("reads"),
         ).where(dialect.among(c.forked_from_id, "parents"))
         of_one = of_conversation(events)
         self._version = sa.select(events.c.version).where(*of_one, events.c.event_id == sa.bindparam("event"))
@@ -74,7 +75,7 @@ class Descendants:
         """Return the version up to which existing descendants read a conversation; 0 where none does."""
         needed, seen = 0, {conversation_id}
         erased = None
-        level = [_Fork(partition, conversation_id, 0, inherits=False, needed=0)]
+        level = [_Fork(partition, conversation_id, 0, reads=False, needed=0)]
         while level:
             children = await self._children(connection, level, new)
             below: list[_Fork] = []
@@ -87,7 +88,9 @@ class Descendants:
                         if child.version > kept:
                             if erased is None:
                                 erased = await self._erasures(connection, parent)
-                            if max((upto for at, upto, _ in erased if at <= child.version), default=0) >= kept:
+                            # Beyond what was erased, only changes of messages that were erased are retained.
+                            before = max((upto for at, upto in erased if at <= child.version), default=0)
+                            if before >= min(kept, max((upto for _, upto in erased), default=0)):
                                 continue
                         child = replace(child, needed=child.version)
                     else:
@@ -97,7 +100,7 @@ class Descendants:
                             continue
                         child = replace(child, needed=parent.needed)
                     seen.add(child.conversation_id)
-                    if child.inherits:
+                    if child.reads:
                         needed = max(needed, child.needed)
                     else:
                         below.append(child)
@@ -116,39 +119,33 @@ class Descendants:
         ]
         for part in in_batches(parents):
             forks = (await connection.execute(self._forks, {"parents": part})).all()
-            rows += [(*row[:5], bool(row.inherits)) for row in forks]
+            rows += [(*row[:5], bool(row.reads)) for row in forks]
         children: dict[str, list[_Fork]] = {}
-        for partition, name, parent, version, event_id, inherits in rows:
+        for partition, name, parent, version, event_id, reads in rows:
             if version is None:
                 key = {"partition": parents[parent], "conversation": parent, "event": event_id}
                 version = (await connection.execute(self._version, key)).scalar()
             # An event that is not in this store yet comes after all that are.
             upto = ALL_VERSIONS if version is None else version
-            children.setdefault(parent, []).append(_Fork(partition, name, upto, inherits, 0))
+            children.setdefault(parent, []).append(_Fork(partition, name, upto, reads, 0))
         return children
 
-    async def reset_to(self, connection: AsyncConnection, partition: int, conversation_id: str) -> int:
-        """Return the version up to which a deletion or a reset has erased everything; 0 if there was none."""
-        root = _Fork(partition, conversation_id, 0, inherits=False, needed=0)
-        return max((upto for _, upto, whole in await self._erasures(connection, root) if whole), default=0)
-
-    async def _erasures(self, connection: AsyncConnection, fork: _Fork) -> list[tuple[int, int, bool]]:
-        """Return the version of each event that erased content, how far it did, and whether it erased everything."""
+    async def _erasures(self, connection: AsyncConnection, fork: _Fork) -> list[tuple[int, int]]:
+        """Return the version of each event that erased content, and how far it did."""
         erasures = []
         async for version, body in self._path_cuts(connection, fork):
             if isinstance(body, ConversationTrimmed):
-                erasures.append((version, min(body.upto, version - 1), False))
-            elif isinstance(body, ConversationDeleted):
-                erasures.append((version, ALL_VERSIONS, True))
-            elif isinstance(body, ConversationRewound) and body.erase:
-                erasures.append((version, version - 1, True))
+                erasures.append((version, min(body.upto, version - 1)))
+            elif isinstance(body, ConversationDeleted) or (isinstance(body, ConversationRewound) and body.erase):
+                bound = getattr(body, "upto", None)
+                erasures.append((version, version - 1 if bound is None else min(bound, version - 1)))
         return erasures
 
     async def _inherits_until(self, connection: AsyncConnection, fork: _Fork) -> int:
         """Return the version of the event that ended the inheritance of a fork."""
         async for version, body in self._path_cuts(connection, fork):
             if isinstance(body, ConversationDeleted | ConversationTrimmed) or (
-                isinstance(body, ConversationRewound) and body.to_message_id is None
+                isinstance(body, ConversationRewound) and body.to_message_id is None and body.upto != 0
             ):
                 return version
         return ALL_VERSIONS

@@ -59,7 +59,7 @@ class FileReader(Reader):
         key = {"partition": partition_of(conversation_id, self._partitions), "conversation": conversation_id}
         statement, values = self._bound(window)
         rows = cast("FileConnection", connection).fetch(statement, {**values, **key})
-        if rows and rows[0][MARKED]:
+        if rows and rows[0][-1] == MARKED:
             return await super().messages(connection, conversation_id, window)
         found_messages = plain_messages(conversation_id, rows)
         if len(found_messages) < len(rows):

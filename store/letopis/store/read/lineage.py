@@ -2,74 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Self
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.model.codec import INTEGER_MAX
-from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.identifiers import ForkPoint
 from letopis.store.read.paging import AsOf, Window
-from letopis.store.read.point_in_time import PointInTimeReader, without_content
+from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
+from letopis.store.rules.reducer import NO_MESSAGE
+from letopis.store.rules.sight import Sight, without_words
 
 MAX_DEPTH: Final = 64
 """Ancestors that are read; older ones are left out, and the page is not complete."""
 
 
+async def find_nothing(message_id: str, upto: int | None, /) -> int | None:
+    """Find no message in the fork itself: no level reads it through a fork."""
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ancestor:
-    """A conversation as of the event up to which a fork reads it."""
+class Level:
+    """One conversation of a lineage: the fork as it stands, or an ancestor as of the event up to which it is read.
+
+    :ivar sight: that of those who read it as it stands.
+    :ivar fork: up to which it reads its own parent; ``None`` where it reads none.
+    :ivar inherited_to: the last message that it reads of its parent; ``None`` for all up to ``fork``.
+    :ivar trimmed: True if it shows no words of what it inherits.
+    :ivar page: returns the messages of a window that were appended to it.
+    :ivar find: returns the version of the newest message of an id on its path, not beyond another version.
+    """
 
     conversation_id: str
-    version: int  # of that event
-    erased_to: int  # up to it only its forks read it, because it was deleted or reset since
-    fork: ForkPoint | None  # up to which it reads its own parent; None where it reads none
-    inherited_to: str | None  # the last message that it reads of its parent; None for all up to ``fork``
+    version: int
+    sight: Sight
+    fork: ForkPoint | None
+    inherited_to: str | None
+    trimmed: bool
+    page: Callable[[Window], Awaitable[Page[RecordedMessage]]]
+    find: Callable[[str, int | None], Awaitable[int | None]] = find_nothing
 
-
-class PathLevel(Protocol):
-    """One conversation of a lineage: the fork itself, or one of its ancestors."""
-
-    @property
-    def inherited_to(self) -> str | None:
-        """The last message that it reads of its ancestors; ``None`` for all of them."""
-        ...
-
-    def page(self, window: Window, /) -> Awaitable[Page[RecordedMessage]]:
-        """Return the messages of a window that were appended to it."""
-        ...
-
-    def find(self, message_id: str, upto: int | None, /) -> Awaitable[int | None]:
-        """Return the version of the newest message of an id on its path, not beyond ``upto``."""
-        ...
-
-
-class ForkedLevel(Protocol):
-    """A conversation that is read through a fork, and the event up to which it reads its own parent."""
-
-    @property
-    def conversation_id(self) -> str: ...
-
-    @property
-    def fork(self) -> ForkPoint | None: ...
-
-
-L = TypeVar("L", bound=ForkedLevel)
+    @classmethod
+    def of(cls, conversation: Conversation, page: Callable[[Window], Awaitable[Page[RecordedMessage]]]) -> Self:
+        """Return a conversation as it stands."""
+        return cls(
+            conversation_id=conversation.conversation_id,
+            version=conversation.version,
+            sight=Sight.of(conversation),
+            fork=conversation.forked_from if conversation.inherits else None,
+            inherited_to=conversation.inherited_to,
+            trimmed=conversation.trimmed > 0,
+            page=page,
+        )
 
 
 async def walk_forks(
     fork: ForkPoint | None,
-    find: Callable[[ForkPoint, AbstractSet[str]], Awaitable[Sequence[L]]],
+    find: Callable[[ForkPoint, AbstractSet[str]], Awaitable[Sequence[Level]]],
     *,
     known: Collection[str] = (),
-) -> tuple[list[L], ForkPoint | None]:
+) -> tuple[list[Level], ForkPoint | None]:
     """Follow a fork to its root; return the conversations, the nearest first, and the fork that was not followed."""
-    levels: list[L] = []
+    levels: list[Level] = []
     passed = set(known)
     while fork is not None and len(passed) <= MAX_DEPTH and fork.conversation_id not in passed:
         next_levels = await find(fork, passed)
@@ -81,7 +82,7 @@ async def walk_forks(
     return levels, fork
 
 
-async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[RecordedMessage]:
+async def read_levels(levels: Sequence[Level], window: Window) -> Page[RecordedMessage]:
     """Return the messages of a window over a lineage, in order."""
     bounds = await _bounds(levels)
     depths = range(len(levels)) if window.last is not None else range(len(levels) - 1, -1, -1)
@@ -96,6 +97,8 @@ async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[Recor
         count = None if left is None else max(left, 1)
         at = replace(at, last=count) if window.last is not None else replace(at, first=count)
         page = await levels[depth].page(at)
+        if any(nearer.trimmed for nearer in levels[:depth]):
+            page = replace(page, items=tuple(map(without_words, page)))
         complete = complete and page.complete
         if left == 0:
             # The page was full before: if this level has a message, there is more.
@@ -112,12 +115,15 @@ async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[Recor
     return Page(messages, complete=complete)
 
 
-async def _bounds(levels: Sequence[PathLevel]) -> list[int | None]:
+async def _bounds(levels: Sequence[Level]) -> list[int | None]:
     """Return the version up to which each level is read; 0 for nothing, ``None`` for all of it."""
     bounds: list[int | None] = [None] * len(levels)
     # The oldest cut first: the others are cuts of what it left.
     for depth in range(len(levels) - 1, -1, -1):
         if (target := levels[depth].inherited_to) is None:
+            continue
+        if target == NO_MESSAGE:
+            bounds[depth + 1 :] = [0] * (len(levels) - depth - 1)
             continue
         for deeper in range(depth + 1, len(levels)):
             if bounds[deeper] == 0:
@@ -142,18 +148,26 @@ class Lineage:
 
     async def ancestors(
         self, connection: AsyncConnection, fork: ForkPoint | None, *, known: Collection[str] = ()
-    ) -> list[Ancestor]:
+    ) -> list[Level]:
         """Return the conversations that are read through a fork, the nearest first, as far as this store has them."""
 
-        async def ancestor(fork: ForkPoint, _: AbstractSet[str]) -> list[Ancestor]:
+        async def ancestor(fork: ForkPoint, _: AbstractSet[str]) -> list[Level]:
             name = fork.conversation_id
             head = await self.past.head(connection, name)
             if head is None or (version := await self.past.version_of(connection, fork, head)) is None:
                 return []
             then = await self.past.fork_state(connection, name, version, head)
-            parent, last = (then.forked_from, then.inherited_to) if then.inherits else (None, None)
-            upto = INTEGER_MAX if head.deleted else head.retained
-            return [Ancestor(conversation_id=name, version=version, erased_to=upto, fork=parent, inherited_to=last)]
+            level = Level(
+                conversation_id=name,
+                version=version,
+                sight=head.sight,
+                fork=then.forked_from if then.inherits else None,
+                inherited_to=then.inherited_to if then.inherits else None,
+                trimmed=then.trimmed > 0,
+                page=partial(self.past.messages, connection, name, version),
+                find=partial(self.past.find, connection, name, version),
+            )
+            return [level]
 
         ancestors, _ = await walk_forks(fork, ancestor, known=known)
         return ancestors
@@ -178,14 +192,10 @@ class Lineage:
         conversation = await self.reader.conversation(connection, conversation_id)
         if conversation is None:
             return Page(())
-        page = partial(self.reader.messages, connection, conversation_id)
-        own = StoredLevel(conversation.inherited_to, page, _find_nothing)
-        fork = conversation.forked_from if conversation.inherits else None
-        ancestors = await self.ancestors(connection, fork, known=(conversation_id,))
-        end = ancestors[-1].fork if ancestors else fork
-        return with_completeness(
-            await read_levels([own, *self._historical(connection, ancestors)], window), window, whole=end is None
-        )
+        own = Level.of(conversation, partial(self.reader.messages, connection, conversation_id))
+        ancestors = await self.ancestors(connection, own.fork, known=(conversation_id,))
+        end = ancestors[-1].fork if ancestors else own.fork
+        return with_completeness(await read_levels([own, *ancestors], window), window, whole=end is None)
 
     async def as_of(
         self, connection: AsyncConnection, conversation_id: str, as_of: AsOf, window: Window
@@ -193,17 +203,10 @@ class Lineage:
         """Return the messages of a window as they were, in order, including those that the conversation inherits."""
         version = await self.past.version_at(connection, conversation_id, as_of)
         ancestors = await self.ancestors(connection, ForkPoint(conversation_id=conversation_id, version=version))
-        page = await read_levels(self._historical(connection, ancestors), window)
-        if ancestors and ancestors[0].erased_to:
-            page = without_content_of(page, conversation_id, upto=ancestors[0].erased_to)
+        page = await read_levels(ancestors, window)
+        if ancestors:
+            page = ancestors[0].sight.page(page)
         return with_completeness(page, window, whole=not ancestors or ancestors[-1].fork is None)
-
-    def _historical(self, connection: AsyncConnection, ancestors: Sequence[Ancestor]) -> list[PathLevel]:
-        past = self.past
-        keys = [
-            (ancestor.inherited_to, (connection, ancestor.conversation_id, ancestor.version)) for ancestor in ancestors
-        ]
-        return [StoredLevel(last, partial(past.messages, *key), partial(past.find, *key)) for last, key in keys]
 
 
 def with_completeness(page: Page[RecordedMessage], window: Window, *, whole: bool) -> Page[RecordedMessage]:
@@ -213,33 +216,8 @@ def with_completeness(page: Page[RecordedMessage], window: Window, *, whole: boo
     return replace(page, complete=False)
 
 
-def without_content_of(
-    page: Page[RecordedMessage], conversation_id: str, *, upto: int = INTEGER_MAX
-) -> Page[RecordedMessage]:
-    """Return a page without the content of a conversation up to a version: it was deleted or reset since."""
-
-    def shown(message: RecordedMessage) -> RecordedMessage:
-        erased = message.conversation_id == conversation_id and (message.version or 0) <= upto
-        return without_content(message) if erased else message
-
-    return replace(page, items=tuple(map(shown, page)))
-
-
 def may_show_inherited(window: Window, own: Page[RecordedMessage]) -> bool:
     """Return True if a window with these own messages of a conversation may show inherited ones too."""
     if window.after is not None and window.after_depth == 0:
         return False
     return window.last is None or own.next is None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredLevel:
-    """The fork itself, as it stands, or an ancestor as of the event up to which it is read."""
-
-    inherited_to: str | None
-    page: Callable[[Window], Coroutine[Any, Any, Page[RecordedMessage]]]
-    find: Callable[[str, int | None], Coroutine[Any, Any, int | None]]
-
-
-async def _find_nothing(*_: object) -> None:
-    """Find no message in the fork itself: no level reads it through a fork."""

@@ -201,11 +201,13 @@ class Window:
         )
 
 
-def bounded(window: Window, bound: int | None) -> Window:
-    """Return a window without the messages beyond a version, unless it includes those off the path."""
-    if bound is None or window.every:
+def bounded(window: Window, upto: int | None, *, after: int = 0) -> Window:
+    """Return a window without the messages outside two versions, unless it includes those off the path."""
+    if window.every:
         return window
-    return replace(window, before=bound + 1 if window.before is None else min(window.before, bound + 1))
+    if after:
+        window = replace(window, after=max(window.after or 0, after))
+    return window if upto is None else replace(window, before=min(window.before or INTEGER_MAX, upto + 1))
 
 
 def _depth_of(place: object) -> tuple[int, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -34,10 +34,10 @@ from letopis.store.read.paging import AsOf, Window, WindowShape, page_of
 from letopis.store.read.reader import Reader
 from letopis.store.read.statements import messages_select
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
-from letopis.store.rules.decoding import is_put_back
-from letopis.store.rules.fold import Fold, redacted
+from letopis.store.rules.fold import Fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.reducer import ConversationState, MessageSink, reduce_event
+from letopis.store.rules.reducer import STATE_FIELDS, ConversationState, MessageSink, reduce_event
+from letopis.store.rules.sight import Sight, without_words
 
 MAX_EVENTS_PER_PAGE: Final = 1_000
 """Events that are held in memory at a time."""
@@ -58,16 +58,6 @@ _INHERITANCE_TYPES: Final = (
 )
 
 
-def without_content(message: RecordedMessage) -> RecordedMessage:
-    """Return a message of a conversation that was deleted since, redacted and without reactions."""
-    return replace(redacted(message), reactions=())
-
-
-def without_conversation_content(conversation: Conversation) -> Conversation:
-    """Return a conversation that was deleted since, as it was, but without its title and metadata."""
-    return replace(conversation, title=None, metadata={})
-
-
 @dataclass(slots=True, kw_only=True)
 class ForkState(MessageSink):
     """The state of a conversation while its events are applied, with what it inherits, but without its messages."""
@@ -79,8 +69,7 @@ class ForkState(MessageSink):
 
     def apply(self, event: RecordedEvent, body: Body) -> None:
         late = SUPERSEDED_KEY in event.metadata or self.state.state == "deleted"
-        at, back = event.occurred_at, is_put_back(event.metadata)
-        reduce_event(self.state, body, self, version=event.version or 0, occurred_at=at, superseded=late, back=back)
+        reduce_event(self.state, body, self, version=event.version or 0, occurred_at=event.occurred_at, superseded=late)
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
         return count if self.is_own(message_id, self.state.version) else None
@@ -91,8 +80,7 @@ class ConversationHead:
     """What reading the past of a conversation needs of its row."""
 
     version: int
-    deleted: bool
-    retained: int  # content up to it was reset, and is kept for forks alone
+    sight: Sight  # of those who read it as it stands
     fork: ForkPoint | None
     inherits: bool
     inherited_to: str | None
@@ -115,8 +103,7 @@ class PointInTimeReader:
             return None
         return ConversationHead(
             version=row.version,
-            deleted=row.state == "deleted",
-            retained=row.retained,
+            sight=Sight(conversation_id=conversation_id, reset_to=row.reset_to, trimmed=row.trimmed),
             fork=fork_of(row._mapping),
             inherits=bool(row.inherits),
             inherited_to=row.inherited_to,
@@ -140,11 +127,11 @@ class PointInTimeReader:
     async def fork_state(
         self, connection: AsyncConnection, conversation_id: str, version: int, head: ConversationHead
     ) -> ConversationState[datetime]:
-        """Return the state as of a version; only its ``fork``, ``inherits`` and ``inherited_to`` are valid."""
+        """Return the state as of a version; only that of its inheritance is valid."""
         types: tuple[str, ...] = _INHERITANCE_TYPES
         if head.fork is None:
             types = ()
-        elif head.inherits and head.inherited_to is None:
+        elif head.inherits and head.inherited_to is None and not head.sight.trimmed:
             types = _START_TYPES  # nothing has changed since
         applied = [
             (event, event.body(self._upcasters))
@@ -169,7 +156,9 @@ class PointInTimeReader:
             return None
         own: set[str] = set()
         running: ForkState | None = None
+        sight = Sight.of(now)
         async for event in self._events(connection, conversation_id, version, None):
+            event = sight.event(event)
             if running is None:
                 state = ConversationState(created_at=event.occurred_at, updated_at=event.occurred_at)
                 running = ForkState(is_own=lambda message_id, _: message_id in own, state=state)
@@ -182,11 +171,10 @@ class PointInTimeReader:
         count = await connection.execute(
             self._statements.count, {**self._reader.key(conversation_id), "as_of": version}
         )
-        values: dict[str, Any] = {spec.name: getattr(running.state, spec.name) for spec in fields(running.state)}
+        values: dict[str, Any] = {name: getattr(running.state, name) for name in STATE_FIELDS}
         values["message_count"] = count.scalar_one()
         number = None if running.state.owner_id is None else now.number
-        conversation = Conversation(conversation_id=conversation_id, number=number, **values)
-        return without_conversation_content(conversation) if now.state == "deleted" else conversation
+        return sight.conversation(Conversation(conversation_id=conversation_id, number=number, **values))
 
     async def messages(
         self, connection: AsyncConnection, conversation_id: str, version: int, window: Window
@@ -195,7 +183,7 @@ class PointInTimeReader:
         head = await self.head(connection, conversation_id)
         if head is None:
             return Page(())
-        if window.every and head.deleted and await self._was_deleted(connection, conversation_id, version):
+        if window.every and await self._was_deleted(connection, conversation_id, version):
             return Page(())  # it shows nothing any more
         key = self._reader.key(conversation_id)
         if (select := self._selects.get(window.shape)) is None:
@@ -233,12 +221,14 @@ class PointInTimeReader:
             return messages
         names = {row.m_message_id for row in rows if row.m_version in changed}
         later = {row.m_version for row in rows if (row.m_redacted_at or 0) > version}
+        types = (*_CHANGE_TYPES, ConversationTrimmed.type) if head.sight.trimmed else _CHANGE_TYPES
         log = [appended_event(row._mapping, conversation_id) for row in rows if row.m_version in changed]
         first = min(changed)
         log += [
             event
-            async for event in self._events(connection, conversation_id, version, _CHANGE_TYPES, after=first)
-            if event.data.get("message_id") in names and not _is_void_reaction(event, rows)
+            async for event in self._events(connection, conversation_id, version, types, after=first)
+            if event.type == ConversationTrimmed.type
+            or (event.data.get("message_id") in names and not _is_void_reaction(event, rows))
         ]
         folding = Fold(upcasters=self._upcasters)
         for event in sorted(log, key=lambda event: event.version or 0):
@@ -247,8 +237,8 @@ class PointInTimeReader:
             if message.version is not None:
                 # A message that was reset since keeps its content where forks read it: they read it as it was.
                 erased = messages[message.version].redacted and message.version not in later
-                if erased and not message.redacted:  # by a reset or a trim before, which are not folded here
-                    message = without_content(message)
+                if erased and not message.redacted:  # by a reset before, which is not folded here
+                    message = without_words(message)
                 messages[message.version] = message
         return messages
 
@@ -265,8 +255,8 @@ class PointInTimeReader:
             return set()
         everything = {row.m_version for row in rows}
         first = min(everything)
-        # A deletion or a reset removes all reactions. Otherwise those since are read, where that takes fewer events.
-        if head.deleted or head.retained or head.version - version > version - first:
+        # What erases removes reactions too. Otherwise those since are read, where that takes fewer events.
+        if head.sight.reset_to or head.sight.trimmed or head.version - version > version - first:
             return everything
         since = {
             event.data.get("message_id")
@@ -280,10 +270,10 @@ class PointInTimeReader:
         }
 
     async def _was_deleted(self, connection: AsyncConnection, conversation_id: str, version: int) -> bool:
-        running = ForkState(is_own=lambda *_: True)
         async for event in self._events(connection, conversation_id, version, (ConversationDeleted.type,)):
-            running.apply(event, event.body(self._upcasters))
-        return running.state.state == "deleted"
+            if SUPERSEDED_KEY not in event.metadata:
+                return True
+        return False
 
     async def _appended_at(
         self, connection: AsyncConnection, conversation_id: str, message_ids: set[str]
@@ -316,7 +306,7 @@ class PointInTimeReader:
             key["types"] = list(types)
         async for rows in pages(connection, statement, key, size=MAX_EVENTS_PER_PAGE, after=after):
             for row in rows:
-                yield recorded_event(row._mapping)
+                yield recorded_event(row._mapping, forked=True)
 
 
 def _is_void_reaction(event: RecordedEvent, rows: Sequence[sa.Row[Any]]) -> bool:
@@ -340,7 +330,7 @@ class _Statements:
             sa.or_(is_on_path(messages), left_at(messages) > sa.bindparam("as_of")),
         )
         forked = ("forked_from_id", "forked_from_version", "forked_from_event", "inherits", "inherited_to")
-        self.head = sa.select(*(conversations.c[name] for name in ("version", "state", "retained", *forked))).where(
+        self.head = sa.select(*(conversations.c[name] for name in ("version", "reset_to", "trimmed", *forked))).where(
             *of_conversation(conversations)
         )
         self.version_at = (

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import (
+    MARKED,
+    PLAIN_COLUMNS,
     appended_event,
     decode_object,
     is_plain,
@@ -42,6 +44,7 @@ from letopis.store.read.paging import (
 )
 from letopis.store.read.records import RecordReader
 from letopis.store.read.statements import ReadStatements, positions_from_rows
+from letopis.store.read.task_marks import ErasedMessages
 from letopis.store.rules.fold import PathPosition, recorded_message, redacted, replace_content, with_delivery
 from letopis.store.rules.rows import reactions_from_text
 
@@ -59,6 +62,7 @@ class StoreView:
     version: int = 0  # 0 where there is no conversation
     next: str | None = None  # where the messages go on, as in a page
     places: Mapping[str, PathPosition] = field(default_factory=dict)  # by id, of the messages asked for that are there
+    beyond: int | None = None  # messages on the path after the first bound that was asked for, unless that is 0
     plain: bool = False  # not read, but has messages on its path: neither deleted nor a fork
 
     @property
@@ -79,7 +83,8 @@ class ViewQuery:
     origin_id: UUID  # the outbox whose lane is read
     window: Window | None = None  # of the conversation's own messages; None for none
     names: Collection[str] = ()  # ids of messages whose position on the path is read too
-    bound: Callable[[StoreView], int | None] | None = None  # from the view, the version beyond which no message is read
+    # From the view, the versions after which and up to which messages are read.
+    bound: Callable[[StoreView], tuple[int, int | None]] | None = None
     whole: bool = False  # the conversation itself is needed, so that a plain view does not answer
 
     @property
@@ -103,6 +108,7 @@ class Reader:
         self.reads_as_stored = upcasters is NO_UPCASTERS
         """Whether messages are returned as they were appended, with no upcaster in between."""
         self._statements = dialect.shared(ReadStatements)
+        self._erased = dialect.shared(ErasedMessages)
         # Conversations with messages that changed after they were appended: the plain select would be in vain.
         self._changed: set[str] = set()
         self._known_forks: set[str] = set()
@@ -182,8 +188,8 @@ class Reader:
         if self.reads_as_stored and conversation_id not in self._changed:
             statement = self._statements.plain_window(window, with_head=with_head)
             rows = (await connection.execute(statement, parameters)).all()
-            marked = bool(rows) and rows[0].marked
-            messages = {} if marked else plain_messages(conversation_id, rows)
+            marked = bool(rows) and rows[0].more == MARKED
+            messages = {} if marked else plain_messages(conversation_id, [row[:PLAIN_COLUMNS] for row in rows])
             if len(messages) == len(rows):
                 return messages, rows[0] if rows else None
             # The two statements see two moments: what the first one returned is not used.
@@ -215,7 +221,7 @@ class Reader:
             parameters["types"] = list(types)
         statement = self._statements.events(newest=newest, typed=types is not None)
         rows = (await connection.execute(statement, parameters)).all()
-        items = [recorded_event(row._mapping) for row in rows[:limit]]
+        items = await self._recorded(connection, rows[:limit])
         following = str(items[-1].version) if len(rows) > limit else None
         return Page(tuple(reversed(items) if newest else items), next=following)
 
@@ -228,6 +234,15 @@ class Reader:
             rows = await connection.execute(self._statements.named, {**self.key(conversation_id), "ids": part})
             messages += [self.message(row, conversation_id) for row in rows]
         return tuple(sorted(messages, key=lambda message: message.version or 0))
+
+    async def last_messages(self, connection: AsyncConnection, names: Collection[str]) -> list[RecordedMessage]:
+        """Return the last message on the path of each of some conversations, without inherited ones."""
+        messages: list[RecordedMessage] = []
+        for part in in_batches(names):
+            values = {"partitions": sorted({partition_of(name, self._partitions) for name in part})}
+            rows = await connection.execute(self._statements.last_messages, {**values, "conversations": part})
+            messages += [self.message(row, row.m_conversation_id) for row in rows]
+        return messages
 
     async def authored(
         self, connection: AsyncConnection, author: str, *, after: tuple[str, int] | None, limit: int
@@ -263,9 +278,13 @@ class Reader:
         if query.names:
             places = await self.path_of(connection, query.conversation_id, query.names, counted=query.counted)
             view = replace(view, places=places)
+        after, upto = (0, None) if query.bound is None else query.bound(view)
+        if after:
+            key = {**self.key(query.conversation_id), "after": after}
+            view = replace(view, beyond=(await connection.execute(self._statements.beyond, key)).scalar())
         if query.window is None:
             return view
-        window = bounded(query.window, None if query.bound is None else query.bound(view))
+        window = bounded(query.window, upto, after=after)
         page = await self.messages(connection, query.conversation_id, window)
         return replace(view, messages=page.items, next=page.next)
 
@@ -360,9 +379,19 @@ class Reader:
 
     async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
         rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
-        return [recorded_event(row._mapping) for row in rows]
+        return await self._recorded(connection, rows.all())
 
-    async def heads(self, connection: AsyncConnection, partitions: Collection[int]) -> dict[int, int]:
+    async def _recorded(self, connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> list[RecordedEvent]:
+        """Return the events of rows of the log as those see them who read them in their own conversations."""
+        marked = [index for index, row in enumerate(rows) if row.changes is not None]
+        erased = await self._erased.changed_by(connection, [rows[index] for index in marked]) if marked else ()
+        hidden = {marked[index] for index in erased}
+        return [recorded_event(row._mapping, hidden=index in hidden) for index, row in enumerate(rows)]
+
+    async def heads(self, connection: AsyncConnection, partitions: Collection[int] | None = None) -> dict[int, int]:
+        """Return the last position of each partition of the log, or of some."""
+        if partitions is None:
+            partitions = range(self._partitions)
         rows = (await connection.execute(self._statements.heads, {"partitions": list(partitions)})).all()
         check_counters([LogState.OPEN] * len(rows), expected=len(partitions))
         return {row.partition: row.position for row in rows}

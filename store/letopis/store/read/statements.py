@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect
+from letopis.store.database.row_mapping import MARKED
 from letopis.store.database.schema import (
     conversations,
     events,
@@ -63,13 +64,21 @@ class ReadStatements:
             .distinct()
             .limit(sa.bindparam("limit"))
         )
-        self.authored = whole(_authored())
+        self.authored = _authored(joins_pages=dialect.joins_pages)
         self.owned = sa.select(conversations.c.conversation_id, conversations.c.updated_at).where(
             *dialect.of_conversations(conversations), conversations.c.owner_id == sa.bindparam("owner")
         )
+        latest = messages.alias("latest")
+        newest = sa.select(latest.c.version).where(same_conversation(latest, conversations), is_on_path(latest))
+        newest = newest.order_by(latest.c.version.desc()).limit(1).correlate(conversations)
+        at_newest = sa.and_(same_conversation(messages, conversations), messages.c.version == newest.scalar_subquery())
+        ends = sa.select(*message_columns(messages)).select_from(conversations.join(messages, at_newest))
+        self.last_messages = whole(ends.where(*dialect.of_conversations(conversations)))
+        self._log = sa.select(*event_columns(events, read_in=conversations)).select_from(
+            events.outerjoin(conversations, same_conversation(conversations, events))
+        )
         self.log = (
-            sa.select(*event_columns(events))
-            .where(events.c.partition == sa.bindparam("partition"), events.c.position > sa.bindparam("after"))
+            self._log.where(events.c.partition == sa.bindparam("partition"), events.c.position > sa.bindparam("after"))
             .order_by(events.c.position)
             .limit(sa.bindparam("limit"))
         )
@@ -84,6 +93,10 @@ class ReadStatements:
         self.lanes = sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.floor).where(
             *dialect.of_conversations(lanes), lanes.c.origin_id == sa.bindparam("origin")
         )
+        # Those that arrived erased leave the path with what a reset with a bound erases.
+        arrived = messages.c.redacted_at == messages.c.version
+        stays = (messages.c.version > sa.bindparam("after"), is_on_path(messages), sa.case((arrived, 1)).is_(None))
+        self.beyond = sa.select(sa.func.count()).select_from(messages).where(*of_conversation(messages), *stays)
         self._windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
         self._plain_windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
 
@@ -104,7 +117,7 @@ class ReadStatements:
 
     def events(self, *, newest: bool, typed: bool) -> sa.Executable:
         """Return the select of events of a conversation between two versions."""
-        statement = sa.select(*event_columns(events)).where(
+        statement = self._log.where(
             *of_conversation(events),
             events.c.version > sa.bindparam("after"),
             events.c.version < sa.bindparam("before"),
@@ -131,7 +144,7 @@ class ReadStatements:
         return select
 
 
-def _authored() -> sa.Select[Any]:
+def _authored(*, joins_pages: bool) -> sa.Select[Any]:
     """Return the select of a page of an author's messages in conversations that are not deleted, by their keys."""
     m = messages.c
     partition: sa.BindParameter[Any] = sa.bindparam("partition")
@@ -141,8 +154,11 @@ def _authored() -> sa.Select[Any]:
     later = sa.or_(m.partition > partition, sa.and_(m.partition == partition, sa.or_(m.conversation_id > name, within)))
     state = sa.select(conversations.c.state).where(same_conversation(conversations, messages)).correlate(messages)
     chosen = (m.author == sa.bindparam("author"), m.partition >= partition, later, state.scalar_subquery() != "deleted")
-    page = sa.select(*message_columns(messages)).where(*chosen)
-    return page.order_by(m.partition, m.conversation_id, m.version).limit(sa.bindparam("limit"))
+    page: sa.Select[Any] = sa.select(*message_columns(messages)).where(*chosen)
+    limit: sa.BindParameter[Any] = sa.bindparam("limit")
+    if joins_pages:
+        return whole(page.order_by(m.partition, m.conversation_id, m.version).limit(limit))
+    return whole(page).order_by(sa.text("m.partition, m.conversation_id, m.version")).limit(limit)
 
 
 def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool = False) -> sa.Select[Any]:
@@ -183,8 +199,8 @@ def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False, mark
 
 def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[Any]:
     """Return the select of a window, each message with what most have."""
-    # ``more`` tells that a message has something that only whole() returns, ``marked`` that the conversation has marks,
-    # so that only messages_select() returns the window. Faster, because nearly all that others add is NULL for most.
+    # ``more`` tells that a message has something that only whole() returns, or that the conversation has marks, so that
+    # only messages_select() returns the window. Faster, because nearly all that others add is NULL for most.
 
     # As narrow as possible: MariaDB writes the page into a table, with room for the longest value of each column.
     c = messages.c
@@ -208,8 +224,10 @@ def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[An
         e.c.data,
         e.c.occurred_at,
         e.c.recorded_at,
-        more.label("more"),
-        any_mark().label("marked"),
+        # In one column: SQLite's driver hands over the interpreter's lock for each.
+        sa.case(
+            (any_mark(), sa.literal_column(f"{MARKED}")), (more, sa.literal_column("1")), else_=sa.literal_column("0")
+        ).label("more"),
     ]
     source = m.join(e, _event_at(e, m, m.c.version))
     if with_head:
@@ -239,7 +257,7 @@ def _own_lane() -> sa.ColumnElement[bool]:
 
 
 def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Select[Any]:
-    """Return the select of positions: id, version, when they left the path, messages on it up to there, redaction."""
+    """Return the select of positions: id, version, when they left the path, messages on it up to there."""
     earlier = messages.alias("earlier")
     count = (
         sa.select(sa.func.count())
@@ -250,20 +268,17 @@ def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Se
     )
     last: Any = count if counted else sa.literal_column("0").label("on_path_count")
     marked = {column.name: column for column in message_columns(messages)}
-    columns: Any = sa.select(
-        *(marked[name] for name in ("message_id", "version", "left_at")), last, marked["redacted_at"]
-    )
+    columns: Any = sa.select(*(marked[name] for name in ("message_id", "version", "left_at")), last)
     select: sa.Select[Any] = columns.where(*of_conversation(messages), named)
     return select
 
 
-def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int, int | None]]) -> dict[str, PathPosition]:
+def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int]]) -> dict[str, PathPosition]:
     """Return the positions of messages on the path from rows of :func:`path_select`, by id."""
-    positions: dict[str, PathPosition] = {}
-    for name, version, left, count, redacted_at in sorted(rows, key=lambda row: (row[2] is None, row[1])):
-        redacted = redacted_at is not None and (name not in positions or positions[name].redacted)
-        positions[name] = PathPosition(version=version, on_path=left is None, count=count, redacted=redacted)
-    return positions
+    return {
+        name: PathPosition(version=version, on_path=left is None, count=count)
+        for name, version, left, count in sorted(rows, key=lambda row: (row[2] is None, row[1]))
+    }
 
 
 def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) -> sa.Select[Any]:

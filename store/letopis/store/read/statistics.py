@@ -84,8 +84,7 @@ class StatisticsReader:
                 _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, stored)
                 if counting.erasures.of(row.conversation_id, data.get("message_id")):
                     data = stripped(MessageAppended.type, data)
-                if row.back is None:
-                    counting.take(data, superseded=row.left_at == row.version)
+                counting.take(data, superseded=row.left_at == row.version)
                 if row.conversation_id != last:
                     last = row.conversation_id
                     counting.conversations += 1
@@ -172,10 +171,7 @@ class _Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self._of_conversations = dialect.of_conversations(messages)
-        # What was put back is counted where it was appended first.
-        stood = sa.and_(
-            messages.c.back.is_(None), sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version)
-        )
+        stood = sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version)
         self.sums = (
             sa.select(
                 messages.c.conversation_id,
@@ -205,16 +201,12 @@ class _Statements:
         """Return the select of the messages of whole conversations, or of a range of versions of one."""
         redacted = next(column for column in message_columns(messages) if column.name == "redacted_at")
         # Forks may retain the content of an event that is erased in its own conversation.
-        gone = sa.or_(erased(events).is_not(None), redacted.is_not(None), conversations.c.state == "deleted")
+        gone = sa.or_(erased(events).is_not(None), redacted.is_not(None))
         statement = sa.select(
-            *(messages.c[name] for name in ("conversation_id", "version", "left_at", "back")),
+            *(messages.c[name] for name in ("conversation_id", "version", "left_at")),
             *(events.c.schema_version, events.c.data),
             sa.case((gone, 1)).label("erased"),
-        ).select_from(
-            messages.join(events, same_conversation(events, messages, "version")).join(
-                conversations, same_conversation(conversations, messages)
-            )
-        )
+        ).select_from(messages.join(events, same_conversation(events, messages, "version")))
         if whole:
             statement = statement.where(*self._of_conversations)
         else:

@@ -4,23 +4,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, astuple, dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.dialects import Dialect
-from letopis.store.database.schema import of_conversation, same_conversation, tasks
-from letopis.store.model.event_types import STATE_EVENTS
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.schema import messages, of_conversation, same_conversation, tasks
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import STATE_EVENTS, ConversationDeleted
 from letopis.store.rules.apply_plan import TableRow
+from letopis.store.rules.redaction import LATER_CONTENT_TYPES
 
 LEAVE: Final = "leave"  # its messages have left the path at the task's version, unless they left it before
 ERASE: Final = "erase"  # its events have no content any more
 FORGET: Final = "forget"  # its messages must not be in the search index
 RESET: Final = "reset"  # its messages were redacted at that version, unless before, and have no reactions
 TRIM: Final = "trim"  # its events that are no state of the conversation have no content any more
+EDITS: Final = "edits"  # its events that change messages without content have none either
 RELEASE: Final = "release"  # its event may have been the last to read what others retain: those are to be checked
 MAX_ROWS_PER_TRANSACTION: Final = 2_000
 """Rows that one delivery may change in its own transaction; more are marked and changed later."""
@@ -34,7 +37,7 @@ class Task:
     conversation_id: str
     kind: str
     _: KW_ONLY
-    version: int  # of its event; for ``erase``, the end of its range when it was written
+    version: int  # of its event; of what is released, the end of the range
     after: int
     upto: int
     created_at: int
@@ -93,7 +96,12 @@ def is_on_path(m: Any) -> sa.ColumnElement[bool]:
 
 def is_shown(m: Any) -> sa.ColumnElement[bool]:
     """Return the condition that a message of a table of messages is on the path and has its content."""
-    return sa.and_(m.c.redacted_at.is_(None), _reset_by_mark(m).is_(None), is_on_path(m))
+    return sa.and_(has_content(m), is_on_path(m))
+
+
+def has_content(m: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that a message of a table of messages has its content, on the path or off it."""
+    return sa.and_(m.c.redacted_at.is_(None), _reset_by_mark(m).is_(None))
 
 
 def left_at(m: Any) -> sa.ColumnElement[Any]:
@@ -131,14 +139,50 @@ def is_content(e: Any) -> sa.ColumnElement[bool]:
     return sa.or_(e.c.type < STATE_EVENTS, e.c.type >= STATE_EVENTS.replace(".", chr(ord(".") + 1)))
 
 
-def event_columns(e: Any) -> list[sa.ColumnElement[Any]]:
-    """Return the columns of a table of events as they are read, and as ``erased`` the column of :func:`erased`."""
+def is_hidden(e: Any, c: Any) -> sa.ColumnElement[bool]:
+    """Return what :meth:`Sight.hides` does, for a table of events and the conversations that they are read in."""
+    trimmed = sa.and_(e.c.version <= c.c.trimmed, is_content(e))
+    return sa.and_(e.c.type != ConversationDeleted.type, sa.or_(e.c.version <= c.c.reset_to, trimmed))
+
+
+def event_columns(e: Any, *, read_in: Any = None) -> list[sa.ColumnElement[Any]]:
+    """Return the columns of a table of events, and as ``erased`` whether their content is gone.
+
+    :param read_in: the table of conversations, for those who read an event in its own; ``None`` for forks. They also
+        get as ``changes`` if a mark erases it with its message: see :class:`ErasedMessages`.
+    """
+    gone, changes = erased(e), []
+    if read_in is not None:
+        later = sa.and_(e.c.type.in_(LATER_CONTENT_TYPES), e.c.salt.is_not(None))
+        changes = [_covering((sa.case((later, EDITS)),), e, sa.func.max).label("changes")]
+        gone = sa.func.coalesce(gone, sa.case((is_hidden(e, read_in), e.c.version)))
     columns = (
         shown_digest(e).label("digest") if column.name == "digest" else column
         for column in e.c
         if column.name != "salt"
     )
-    return [*columns, erased(e).label("erased")]
+    return [*columns, *changes, gone.label("erased")]
+
+
+class ErasedMessages:
+    """Finds messages of which no content is left: later changes of them are erased too."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        m, named = messages.c, dialect.among(messages.c.message_id, "ids")
+        self._named = sa.select(m.conversation_id, m.message_id, has_content(messages).label("shown")).where(
+            *dialect.of_conversations(messages), named
+        )
+
+    async def changed_by(self, connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> frozenset[int]:
+        """Return the indices of those of some events, of one partition, which change such a message."""
+        named = {index: (row.conversation_id, decode(row.data).get("message_id")) for index, row in enumerate(rows)}
+        erased, shown = set[tuple[str, Any]](), set[tuple[str, Any]]()
+        for part in in_batches({message_id for _, message_id in named.values()}):
+            names = sorted({name for name, message_id in named.values() if message_id in part})
+            key = {"partitions": [rows[0].partition], "conversations": names, "ids": part}
+            for row in await connection.execute(self._named, key):
+                (shown if row.shown else erased).add((row.conversation_id, row.message_id))
+        return frozenset(index for index, message in named.items() if message in erased - shown)
 
 
 def shown_digest(e: Any) -> sa.ColumnElement[Any]:

@@ -22,6 +22,7 @@ class Origin:
     :ivar name: the file's base name, for display.
     :ivar store_id: the only history store that may accept the delivery; ``None`` for any store.
     :ivar erasures: the number of the last erasure that was carried out in the file before the events were read from it.
+    :ivar erasure_id: its id; ``None`` if there was none.
     :ivar read_content: returns large content of a conversation, by its name, from the file: ``None`` if it is missing,
         nothing if it was erased since the batch was read; called in any thread.
     """
@@ -31,6 +32,7 @@ class Origin:
     name: str
     store_id: UUID | None = None
     erasures: int = 0
+    erasure_id: UUID | None = None
     read_content: Callable[[str, str], bytes | None] | None = field(default=None, compare=False, repr=False)
 
 
@@ -100,7 +102,7 @@ class StoredEvent:
     digest: bytes
     salt: bytes | None  # None if the content was redacted
     conflict: Conflict | None = None
-    version: int = 0  # of the event, or of the row by which its message is on the path
+    version: int = 0
     left_at: int | None = None  # the version at which the message that it appended left the path
     deleted: bool = False
 

@@ -1,16 +1,13 @@
-"""Decode the events of a delivery, find the messages that they name, and mark puts-back, without I/O."""
+"""Decode the events of a delivery, and find the messages that they name, without I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
-from uuid import UUID
-
-import orjson
+from typing import Final
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import RESERVED, EncodedEvent, decode
+from letopis.store.model.codec import RESERVED, decode
 from letopis.store.model.event_types import (
     Body,
     ConversationDeleted,
@@ -25,7 +22,7 @@ from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import text_message
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.preconditions import Precondition
-from letopis.store.rules.redaction import is_stripped, message_of
+from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, is_stripped, message_of, with_note
 from letopis.store.rules.reducer import MessageChange
 from letopis.store.rules.rows import MessageRow
 
@@ -40,7 +37,6 @@ class DecodedEvent:
     delivery: SequencedEvent
     body: Body
     expects: Precondition | None = None
-    back: bool = False  # it puts a message back on the path
 
 
 def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) -> tuple[DecodedEvent, ...]:
@@ -60,6 +56,10 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
                 continue
             if event.salt is None and not is_stripped(type_name, event.data, metadata):
                 raise InvalidInput("salt", "is missing, and the content is not: the event was damaged")
+            if event.salt is None:
+                # Its cause may come later.
+                event = replace(event, metadata=with_note(metadata, ARRIVED_ERASED_KEY))
+                delivery = replace(delivery, event=event)
             ours = decode(metadata) if metadata is not None and _INTERNAL_KEYS in metadata else None
         except ValueError as error:
             raise InvalidInput("data", "is no JSON object") from error
@@ -69,11 +69,7 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
             check_identifier(body.owner_id, "data.owner_id")
         if isinstance(body, ConversationRewound) and body.to_message_id is not None:
             check_identifier(body.to_message_id, "data.to_message_id")
-        if ours is None:
-            decoded.append(DecodedEvent(delivery, body))
-        else:
-            expects, back = Precondition.of(ours), isinstance(body, MessageAppended) and is_put_back(ours)
-            decoded.append(DecodedEvent(delivery, body, expects, back))
+        decoded.append(DecodedEvent(delivery, body, None if ours is None else Precondition.of(ours)))
     return tuple(decoded)
 
 
@@ -81,7 +77,7 @@ def are_plain(decoded: Iterable[DecodedEvent]) -> bool:
     """Return True if each event only appends a message: it changes no other, and depends on nothing."""
     for item in decoded:
         event = item.delivery.event
-        if type(item.body) is not MessageAppended or item.back or item.expects is not None:
+        if type(item.body) is not MessageAppended or item.expects is not None:
             return False
         if event.redacted or event.salt is None:
             return False
@@ -89,14 +85,10 @@ def are_plain(decoded: Iterable[DecodedEvent]) -> bool:
 
 
 def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
-    """Return the ids of the messages that events change, name or put back, whether or not those exist."""
+    """Return the ids of the messages that events change or name, whether or not those exist."""
     named = set()
     for item in decoded:
         body = item.body
-        if isinstance(body, MessageAppended):
-            if item.back:
-                named.add(body.message.id)
-            continue
         if isinstance(body, MessageChange):
             named.add(body.message_id)
         elif isinstance(body, ConversationRewound) and body.to_message_id is not None:
@@ -124,24 +116,3 @@ def removal_bound(decoded: Iterable[DecodedEvent], targets: Iterable[MessageRow]
                 version = known.get(target, 0)
                 bound = version if bound is None else min(version, bound)
     return bound
-
-
-PUT_BACK_KEY: Final = f"{RESERVED}puts_back"
-"""The key of an event's metadata that names the event which appended the message first."""
-
-
-def put_back(event: EncodedEvent, *, first: UUID, event_id: UUID) -> EncodedEvent:
-    """Return the event that puts back the message which ``event`` appends."""
-    # An append of the same content under an event id of its own. Its digest, which leaves the mark out, stays.
-    metadata = orjson.dumps({**decode(event.metadata), PUT_BACK_KEY: str(first)}).decode()
-    return replace(event, event_id=event_id, metadata=metadata)
-
-
-def puts_back(metadata: str | None) -> bool:
-    """Return True if the metadata is that of an event that puts a message back."""
-    return metadata is not None and PUT_BACK_KEY in metadata and PUT_BACK_KEY in decode(metadata)
-
-
-def is_put_back(metadata: Mapping[str, Any]) -> bool:
-    """Return True if the decoded metadata is that of an event that puts a message back."""
-    return PUT_BACK_KEY in metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -19,12 +19,17 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.model.events import NO_UPCASTERS, RecordedEvent, Upcasters
 from letopis.store.model.messages import Message, empty
-from letopis.store.rules.decoding import is_put_back
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
-from letopis.store.rules.redaction import stripped
-from letopis.store.rules.reducer import ConversationState, MessageChange, MessageSink, reduce_event, takes_effect
+from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, stripped
+from letopis.store.rules.reducer import (
+    STATE_FIELDS,
+    ConversationState,
+    MessageChange,
+    MessageSink,
+    reduce_event,
+    takes_effect,
+)
 
-_STATE_FIELDS: Final = tuple(spec.name for spec in fields(ConversationState))
 _NO_MESSAGES: Final = MessageSink()
 
 
@@ -47,13 +52,13 @@ class PathPosition:
     version: int
     on_path: bool
     count: int  # messages on the path up to and including it
-    redacted: bool = False  # the content of all messages of the id was taken away
 
 
 class Fold:
     """A fold in progress: start from nothing or from what was read, then :meth:`apply` the events that follow."""
 
-    # ``messages`` may be a part of those that exist; ``elsewhere`` has the positions of others, by id.
+    # ``messages`` may be a part of those that exist; ``elsewhere`` has the positions of others, by id. ``beyond`` tells
+    # how many stored ones a reset with a bound leaves on the path.
     __slots__ = ("_conversation", "_messages", "_pending", "_state", "_upcasters")
 
     def __init__(
@@ -62,16 +67,17 @@ class Fold:
         messages: Iterable[RecordedMessage] = (),
         *,
         elsewhere: Mapping[str, PathPosition] | None = None,
+        beyond: int | None = None,
         upcasters: Upcasters = NO_UPCASTERS,
     ) -> None:
         self._conversation = conversation
         self._state: ConversationState[datetime] | None = None
         self._pending = 0
-        self._messages = _Messages(messages, elsewhere or {})
+        self._messages = _Messages(messages, elsewhere or {}, beyond)
         self._upcasters = upcasters
 
-    def apply(self, event: RecordedEvent, *, saved: Saved = Saved.SAVED) -> None:
-        """Apply the next event; ``saved`` says how far it has got."""
+    def apply(self, event: RecordedEvent, *, saved: Saved = Saved.SAVED, known: bool = False) -> None:
+        """Apply the next event; ``saved`` says how far it has got. A ``known`` one has its effect already."""
         state = self._state
         if state is None:
             before = self._conversation
@@ -79,14 +85,15 @@ class Fold:
                 before = self._conversation = Conversation(
                     conversation_id=event.conversation_id, created_at=event.occurred_at, updated_at=event.occurred_at
                 )
-            state = self._state = ConversationState(**{name: getattr(before, name) for name in _STATE_FIELDS})
+            state = self._state = ConversationState(**{name: getattr(before, name) for name in STATE_FIELDS})
+        self._pending += event.version is None
+        if known:
+            return
         deleted = state.state == "deleted"
         self._messages.event, self._messages.saved = event, saved
         sink = _NO_MESSAGES if deleted else self._messages
         body, at, late = event.body(self._upcasters), event.occurred_at, deleted or SUPERSEDED_KEY in event.metadata
-        back = is_put_back(event.metadata)
-        reduce_event(state, body, sink, version=event.version, occurred_at=at, superseded=late, back=back)
-        self._pending += event.version is None
+        reduce_event(state, body, sink, version=event.version, occurred_at=at, superseded=late)
 
     def result(self) -> Folded:
         conversation, state = self._conversation, self._state
@@ -94,7 +101,7 @@ class Fold:
             conversation = replace(
                 conversation,
                 pending=conversation.pending + self._pending,
-                **{name: getattr(state, name) for name in _STATE_FIELDS},
+                **{name: getattr(state, name) for name in STATE_FIELDS},
             )
         return Folded(conversation, tuple(self._messages.messages))
 
@@ -109,37 +116,42 @@ def fold(events: Iterable[RecordedEvent], *, upcasters: Upcasters = NO_UPCASTERS
 
 
 class _Messages(MessageSink):
-    __slots__ = ("_elsewhere", "_indexed", "_path_end", "event", "messages", "saved")
+    __slots__ = (
+        "_arrived",
+        "_beyond",
+        "_elsewhere",
+        "_given",
+        "_indexed",
+        "_path_end",
+        "_path_start",
+        "event",
+        "messages",
+        "saved",
+    )
 
     event: RecordedEvent  # that is being applied; ``saved`` is how far it has got
     saved: Saved
 
-    def __init__(self, messages: Iterable[RecordedMessage], elsewhere: Mapping[str, PathPosition]) -> None:
+    def __init__(
+        self, messages: Iterable[RecordedMessage], elsewhere: Mapping[str, PathPosition], beyond: int | None
+    ) -> None:
         self.messages = list(messages)
         self._elsewhere = elsewhere
+        self._beyond = beyond
+        self._given, self._arrived = len(self.messages), set[int]()  # which may have, and which have arrived erased
+        self._path_start = 0  # stored messages up to this version have left the path
         self._indexed: dict[str, list[int]] | None = None
         self._path_end: int | None = None  # stored messages after this version have left the path
 
-    def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
+    def append(self, body: MessageAppended, *, superseded: bool) -> None:
         message = recorded_message(body, self.event, saved=self.saved)
-        erased = False
-        if back and not superseded:
-            known = [self.messages[index] for index in self._indices.get(message.id, ())]
-            there = self._elsewhere.get(message.id)
-            on_path = any(earlier.on_path for earlier in known) or (there is not None and self._stays(there))
-            redactions = [earlier.redacted for earlier in (*known, there) if earlier is not None]
-            # The store puts new content of a message aside that was redacted.
-            erased = bool(redactions) and not message.redacted and all(redactions)
-            if on_path and not erased:
-                return False
-        if erased:
-            message = redacted(message)
-        if superseded or erased:
+        if superseded:
             message.on_path, message.superseded = False, True
+        if ARRIVED_ERASED_KEY in self.event.metadata:
+            self._arrived.add(len(self.messages))
         if self._indexed is not None:
             self._indexed.setdefault(message.id, []).append(len(self.messages))
         self.messages.append(message)
-        return not erased
 
     @property
     def _indices(self) -> dict[str, list[int]]:
@@ -152,13 +164,15 @@ class _Messages(MessageSink):
 
     def _stays(self, there: PathPosition) -> bool:
         """Return True if a stored message is on the path still."""
-        return there.on_path and (self._path_end is None or there.version <= self._path_end)
+        before_end = self._path_end is None or there.version <= self._path_end
+        return there.on_path and before_end and there.version > self._path_start
 
-    def change(self, body: MessageChange) -> None:
+    def change(self, body: MessageChange, *, trimmed: int) -> None:
         has_content = self.event.digest is not None
         for index in self._indices.get(body.message_id, ()):
             message = self.messages[index]
-            if takes_effect(body, has_content=has_content, redacted=message.redacted, on_path=message.on_path):
+            shown = message.on_path and (message.version is None or message.version > trimmed)
+            if takes_effect(body, has_content=has_content, redacted=message.redacted, shown=shown):
                 self.messages[index] = with_change(message, body, saved=self.saved)
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
@@ -186,8 +200,22 @@ class _Messages(MessageSink):
         self._path_end = 0
         self._remove_from(0)
 
-    def erase(self) -> None:
-        self.messages = [replace(redacted(message), reactions=()) for message in self.messages]
+    def leave(self, upto: int, count: int) -> int:
+        stay = 0
+        for index, message in enumerate(self.messages):
+            if message.on_path:
+                version, arrived = message.version, index < self._given or index in self._arrived
+                leaves = version is None or version <= upto or (arrived and message.redacted)
+                stay += not leaves
+                if leaves:
+                    self.messages[index] = replace(message, on_path=False)
+        self._path_start = max(self._path_start, upto)
+        return stay if self._beyond is None else min(self._beyond, count)
+
+    def erase(self, upto: int) -> None:
+        for index, message in enumerate(self.messages):
+            if message.version is None or message.version <= upto:
+                self.messages[index] = replace(redacted(message), reactions=())
 
     def trim(self, after: int, upto: int) -> None:
         for index, message in enumerate(self.messages):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from letopis.store.model.codec import RESERVED, EncodedEvent, decode
+from letopis.store.model.codec import INTEGER_MAX, RESERVED, EncodedEvent, decode
 from letopis.store.model.conversations import Delivery
 from letopis.store.model.event_types import (
-    STATE_EVENTS,
     Body,
     ConversationActivated,
     ConversationArchived,
@@ -25,9 +24,10 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.rules.decoding import DecodedEvent
+from letopis.store.rules.erasure_plan import Cause, ErasurePlan
 from letopis.store.rules.fold import reacted
 from letopis.store.rules.preconditions import Conflict, with_conflict
-from letopis.store.rules.redaction import mark_arrived_erased, message_of, strip_event
+from letopis.store.rules.redaction import RETAINED_KEY, arrived_erased, message_of, strip_event, with_note
 from letopis.store.rules.reducer import MAX_TOKENS, MessageChange, MessageSink, reduce_event, takes_effect
 from letopis.store.rules.rows import ConversationRow, MessageRow
 
@@ -45,20 +45,21 @@ class Projected:
     events: list[EncodedEvent] = field(default_factory=list)  # with conflicts noted, without redacted content
     messages: list[MessageRow] = field(default_factory=list)  # new or changed
     superseded: dict[int, Conflict] = field(default_factory=dict)  # by sequence
-    redactions: set[str] = field(default_factory=set)  # ids of messages whose stored events are to be stripped
-    deleted: bool = False  # so that all its stored events are to be stripped
-    reset_at: int | None = None  # of the first event that erased all before it and let the conversation go on
-    # Content that left: after the first version, up to the second, by the third; forks read it up to the last.
-    trims: list[tuple[int, int, int, int]] = field(default_factory=list)
+    plans: list[ErasurePlan] = field(default_factory=list)  # what is to be erased of the events that are stored
     released: bool = False  # it has ceased to read its parent
     activations: list[int | None] = field(default_factory=list)  # their orders; None for one without
     left_at: int | None = None  # when it was archived or deleted, if that came last
-    # Messages that were not loaded: those after the first version left the path at the second.
-    cuts: list[tuple[int, int]] = field(default_factory=list)
+    # Messages that were not loaded: those after the first version, up to the second, left the path at the third.
+    cuts: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def versions(self) -> range:
         return range(self.first, self.first + len(self.events))
+
+    @property
+    def deleted(self) -> bool:
+        """Whether one of the events deleted the conversation."""
+        return any(plan.cause is Cause.DELETION for plan in self.plans)
 
     @property
     def concerns_owner(self) -> bool:
@@ -72,8 +73,9 @@ class Projected:
 class Unloaded:
     """Stored messages that events take off the path, and that are too many to be loaded."""
 
-    beyond: Mapping[int, int]  # by version that events may lead back to: messages on the path beyond it
+    beyond: Mapping[int, int]  # by version that events may lead back to or reset: messages on the path beyond it
     bound: int  # of the last of them that is still on the path
+    start: int = 0  # those up to it have left the path
 
 
 def takes_content(body: Body) -> bool:
@@ -81,6 +83,27 @@ def takes_content(body: Body) -> bool:
     if isinstance(body, ConversationRewound):
         return body.erase is True
     return isinstance(body, ConversationDeleted | ConversationTrimmed | MessageRedacted)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMessages:
+    """Messages whose authors are on hold, in a conversation that may not be.
+
+    :ivar message_ids: those of them that are to be redacted.
+    :ivar first: the version of the first of all.
+    """
+
+    message_ids: frozenset[str] = frozenset()
+    first: int = INTEGER_MAX
+
+    def forbid(self, body: Body) -> bool:
+        """Return True if an event would erase one of them by a redaction or a trim."""
+        if isinstance(body, MessageRedacted):
+            return body.message_id in self.message_ids
+        return isinstance(body, ConversationTrimmed) and body.upto >= self.first
+
+
+NO_HELD_MESSAGES: Final = HeldMessages()
 
 
 def project_events(
@@ -93,17 +116,21 @@ def project_events(
     unloaded: Unloaded | None = None,
     plain: bool = False,
     held: bool = False,
+    held_messages: HeldMessages = NO_HELD_MESSAGES,
 ) -> Projected:
     """Apply fresh events to the row of a conversation and the rows of its messages."""
     if plain and row.conversation.state != "deleted":
         return _append_all(row, decoded)
-    inherited = row.conversation.inherits
-    running = _Projection(row, targets, verdicts or {}, retain, unloaded, held=held)
+    inherited = row.conversation.reads_parent
+    running = _Projection(row, targets, verdicts or {}, retain, unloaded, held=held, held_messages=held_messages)
     for item in decoded:
         running.apply(item)
     projected = running.projected
     projected.messages = [message for message in running.rows if message.new or message.changed]
-    projected.released = inherited and not row.conversation.inherits
+    projected.released = inherited and not row.conversation.reads_parent
+    if running.redacted:
+        ids = frozenset(running.redacted)
+        projected.plans.append(ErasurePlan(lane=row.conversation_id, cause=Cause.REDACTION, message_ids=ids))
     return projected
 
 
@@ -118,7 +145,7 @@ def _append_all(row: ConversationRow, decoded: Sequence[DecodedEvent]) -> Projec
         projected.events.append(event)
         projected.messages.append(
             MessageRow(
-                version, message.id, version, None, message.role, _APPENDED, None, None, (), False, message.author, True
+                version, message.id, version, None, message.role, _APPENDED, None, None, (), message.author, True
             )
         )
         if event.occurred_at > updated_at:
@@ -137,20 +164,11 @@ def conflicts_of_shown(
     # They exist already, so the delivery does not append them, but their sender must learn of the conflict.
     sequences = {version: item.delivery.sequence for version, item in zip(projected.versions, decoded, strict=True)}
     left = {row.version: row.left_at for row in projected.messages}
-    rows_of: dict[str, list[MessageRow]] = {}
-    for row in projected.messages:
-        rows_of.setdefault(row.message_id, []).append(row)
-    same = {row.version: rows_of[row.message_id] for row in projected.messages}
     conflicts = {}
     for sequence, version in shown.items():
-        at = left.get(version) or min((at for after, at in projected.cuts if version > after), default=None)
-        if at is None or sequences.get(at, 0) >= sequence:
-            continue
-        # It may have been put back meanwhile, and be on the path at the end, or have left it once more after this.
-        if not any(
-            row.left_at is None or sequences.get(row.version, 0) < sequence < sequences.get(row.left_at, 0)
-            for row in same.get(version, ())
-        ):
+        cuts = (at for after, upto, at in projected.cuts if after < version <= upto)
+        at = left.get(version) or min(cuts, default=None)
+        if at is not None and sequences.get(at, 0) < sequence:
             conflicts[sequence] = Conflict(expected=version, actual=at)
     return conflicts
 
@@ -167,6 +185,7 @@ class _Projection(MessageSink):
         unloaded: Unloaded | None,
         *,
         held: bool,
+        held_messages: HeldMessages,
     ) -> None:
         self.projected = Projected(row=row, first=row.conversation.version + 1)
         self.rows = sorted(targets, key=lambda message: message.version)
@@ -175,9 +194,11 @@ class _Projection(MessageSink):
         self._retain = retain
         self._unloaded = unloaded
         self._held = held
+        self._held_messages = held_messages
         self._version = 0  # of the event that is being applied
         self._events = self.projected.events
         self._bodies: list[Body] = []
+        self.redacted = set[str]()  # ids of messages whose stored events are to be stripped
         self._by_id: dict[str, list[MessageRow]] = {}
         for message in self.rows:
             self._by_id.setdefault(message.message_id, []).append(message)
@@ -186,26 +207,23 @@ class _Projection(MessageSink):
         state, body, event = self._row.conversation, item.body, item.delivery.event
         self._version = self.projected.first + len(self._events)
         deleted = state.state == "deleted"
-        if event.salt is None:
-            event = mark_arrived_erased(event)
         conflict = self._verdicts.get(item.delivery.sequence)
         if conflict is None:
             if deleted:
                 conflict = Conflict(expected=0, actual=state.version, erased="conversation")
-            elif self._held and takes_content(body):
+            elif (self._held and takes_content(body)) or self._held_messages.forbid(body):
                 conflict = Conflict(expected=0, actual=state.version, held=True)
-            elif not event.redacted and (item.back or isinstance(body, MessageEdited)):
+            elif not event.redacted and isinstance(body, MessageEdited):
                 conflict = self._conflict_with_redaction(message_of(event, body))
         if conflict is not None:
             self.projected.superseded[item.delivery.sequence] = conflict
             event = with_conflict(event, conflict)
-        first = isinstance(body, MessageAppended) and not item.back
-        if deleted or (not first and self._is_of_redacted(event, body)):
+        if deleted or (not isinstance(body, MessageAppended) and self._is_of_redacted(event, body)):
             event = strip_event(event)
         self._events.append(event)
         self._bodies.append(body)
         at, late = event.occurred_at, conflict is not None
-        reduce_event(state, body, self, version=self._version, occurred_at=at, superseded=late, back=item.back)
+        reduce_event(state, body, self, version=self._version, occurred_at=at, superseded=late)
         if conflict is None and isinstance(body, ConversationActivated):
             self.projected.left_at = None
             order = None if event.metadata is None else decode(event.metadata).get(ACTIVATION_ORDER_KEY)
@@ -226,11 +244,8 @@ class _Projection(MessageSink):
         messages = self._by_id.get(message_of(event, body) or "", ())
         return any(message.redacted_at is not None for message in messages)
 
-    def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
-        version = self._version
-        there = self._by_id.setdefault(body.message.id, [])
-        if back and not superseded and any(message.left_at is None for message in there):
-            return False
+    def append(self, body: MessageAppended, *, superseded: bool) -> None:
+        version, event = self._version, self._events[-1]
         message = MessageRow(
             version=version,
             message_id=body.message.id,
@@ -239,20 +254,19 @@ class _Projection(MessageSink):
             role=body.message.role,
             state=_APPENDED,
             left_at=version if superseded else None,
-            redacted_at=version if self._events[-1].redacted else None,
-            back=back,
+            redacted_at=version if event.redacted else None,
             author=body.message.author,
             new=True,
+            arrived_erased=event.redacted and arrived_erased(event.metadata),
         )
-        there.append(message)
+        self._by_id.setdefault(body.message.id, []).append(message)
         self.rows.append(message)
-        return True
 
-    def change(self, body: MessageChange) -> None:
+    def change(self, body: MessageChange, *, trimmed: int) -> None:
         has_content = not self._events[-1].redacted
         for message in self._by_id.get(body.message_id, ()):
-            redacted, on_path = message.redacted_at is not None, message.left_at is None
-            if not takes_effect(body, has_content=has_content, redacted=redacted, on_path=on_path):
+            redacted, shown = message.redacted_at is not None, message.left_at is None and message.version > trimmed
+            if not takes_effect(body, has_content=has_content, redacted=redacted, shown=shown):
                 continue
             message.changed = True
             match body:
@@ -269,11 +283,11 @@ class _Projection(MessageSink):
 
     def _redact(self, message: MessageRow) -> None:
         message.content_version = message.version
-        message.erase(self._version)
+        message.redact(self._version)
         if message.left_at is not None:
             message.reactions = ()  # a fold of the log finds it erased before they came
         # Stored events are stripped also if the message is new here: an edit may have been delivered before it.
-        self.projected.redactions.add(message.message_id)
+        self.redacted.add(message.message_id)
         for index, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
             if message_of(event, body) == message.message_id:
                 self._events[index] = strip_event(event)
@@ -288,56 +302,57 @@ class _Projection(MessageSink):
     def clear_path(self) -> None:
         self._remove_after(0)
 
-    def erase(self) -> None:
-        """Erase all that came before; forks still read what is retained."""
-        self._row.retained = min(self._retain, self._version - 1)
-        for message in self.rows:
-            message.erase(self._version)
-            message.reactions, message.changed = (), True
-        self._strip_before(retained=self._row.retained)
-        if self.projected.reset_at is None:
-            self.projected.reset_at = self._version
+    def leave(self, upto: int, count: int) -> int:
+        return count - self._remove_after(0, upto)
+
+    def erase(self, upto: int) -> None:
+        deleted = isinstance(self._bodies[-1], ConversationDeleted)
+        self._carry_out(Cause.DELETION if deleted else Cause.RESET, 0, upto)
 
     def trim(self, after: int, upto: int) -> None:
-        """Take content away up to a version; forks still read what is retained."""
-        kept = min(self._retain, upto)
-        self._row.retained = max(self._row.retained, kept)
+        self._carry_out(Cause.TRIM, after, upto)
+
+    def _carry_out(self, cause: Cause, after: int, upto: int) -> None:
+        """Carry a plan out over what is loaded here, and leave the rest to the writer; forks read what is retained."""
+        last = self._version - 1
+        kept = min(self._retain, last)
+        everything = after == 0 and upto == last and cause is not Cause.TRIM
+        self._row.retained = kept if everything else max(self._row.retained, kept)
+        name, version = self._row.conversation_id, self._version
+        plan = ErasurePlan(lane=name, cause=cause, after=after, upto=upto, beyond=last, at=version, retained=kept)
         for message in self.rows:
             if after < message.version <= upto:
-                message.erase(self._version)
-                message.reactions, message.changed = (), True
+                message.erase(version)
         for index, event in enumerate(self._events[:-1]):
-            version = self.projected.first + index
-            if max(after, kept) < version <= upto and not event.type.startswith(STATE_EVENTS):
+            place = self.projected.first + index
+            if plan.covers(place, event.type):
                 self._events[index] = strip_event(event)
-        self.projected.trims.append((after, upto, self._version, max(after, kept)))
+            elif place > upto and self._changes_erased(event, self._bodies[index]):
+                noted = replace(event, metadata=with_note(event.metadata, RETAINED_KEY))
+                self._events[index] = noted if place <= kept else strip_event(event)
+        self.projected.plans.append(plan)
 
-    def delete(self) -> None:
-        self._remove_after(0)
-        for message in self.rows:
-            if message.reactions:
-                message.reactions, message.changed = (), True
-        self._row.retained = self._retain
-        self.projected.deleted = True
-        self._strip_before(retained=self._retain, keep=ConversationDeleted.type)
+    def _changes_erased(self, event: EncodedEvent, body: Body) -> bool:
+        """Return True if an event is a later change of a message of which no content is left."""
+        messages = self._by_id.get(message_of(event, body) or "", ())
+        erased = bool(messages) and all(message.redacted_at is not None for message in messages)
+        return erased and not isinstance(body, MessageAppended)
 
-    def _strip_before(self, *, retained: int, keep: str | None = None) -> None:
-        """Strip the events before the current one, but for those that forks read and those of the type ``keep``."""
-        for index, event in enumerate(self._events[:-1]):
-            if self.projected.first + index > retained and event.type != keep:
-                self._events[index] = strip_event(event)
-
-    def _remove_after(self, after: int) -> int:
-        """Take the messages after a version off the path; return how many."""
+    def _remove_after(self, after: int, upto: int = INTEGER_MAX) -> int:
+        """Take the messages after a version off the path, or those up to one and those erased; return how many."""
         removed = 0
         unloaded = self._unloaded
-        if unloaded is not None and after < unloaded.bound:
-            removed = unloaded.beyond.get(after, 0) - unloaded.beyond.get(unloaded.bound, 0)
-            unloaded.bound = after
-            self.projected.cuts.append((after, self._version))
+        if unloaded is not None and (first := max(after, unloaded.start)) < (last := min(upto, unloaded.bound)):
+            removed = unloaded.beyond.get(first, 0) - unloaded.beyond.get(last, 0)
+            self.projected.cuts.append((first, last, self._version))
+            if upto == INTEGER_MAX:
+                unloaded.bound = after
+            else:
+                unloaded.start = upto
         for message in self.rows:
-            if message.version > after and message.left_at is None:
+            within = after < message.version <= upto
+            if (within or message.arrived_erased) and message.version > after and message.left_at is None:
                 message.left_at = self._version
                 message.changed = True
-                removed += message.new or unloaded is None
+                removed += message.new or unloaded is None or not within
         return removed

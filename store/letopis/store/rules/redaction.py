@@ -26,7 +26,7 @@ _KEPT: Final[Mapping[str, tuple[str, ...]]] = {
     "reaction.added": _MESSAGE,
     "reaction.removed": _MESSAGE,
     "conversation.started": ("owner_id", "forked_from"),
-    "conversation.rewound": ("to_message_id", "erase"),
+    "conversation.rewound": ("to_message_id", "erase", "upto", "undone"),
     "conversation.trimmed": ("upto", "rule", "sequence"),
 }
 # Required fields stay, empty, so that each event can still be read as what it was.
@@ -42,8 +42,12 @@ _EMPTIED: Final[Mapping[str, Mapping[str, Any]]] = {
 
 ARRIVED_ERASED_KEY: Final = f"{RESERVED}arrived_erased"
 """The key of an event's metadata that says that its outbox had erased it before its delivery."""
+RETAINED_KEY: Final = f"{RESERVED}retained"
+"""The key of an event's metadata that says that its message was erased, and its content stays for forks alone."""
 MESSAGE_CONTENT_TYPES: Final = ("message.appended", "message.edited", "message.sent", "message.failed")
 """The types of the events that hold a message's content, and are stripped when it is redacted."""
+LATER_CONTENT_TYPES: Final = MESSAGE_CONTENT_TYPES[1:]
+"""Those of them that come after the message."""
 
 
 def stripped(type_name: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +89,9 @@ def strip_event(event: EncodedEvent) -> EncodedEvent:
     return replace(event, data=data, metadata=internal_metadata(event.metadata), salt=None, redacted=True)
 
 
-def mark_arrived_erased(event: EncodedEvent) -> EncodedEvent:
-    """Return an erased event with the note that it was delivered so: its cause may come later."""
-    metadata = {**decode(event.metadata), ARRIVED_ERASED_KEY: True}
-    return replace(event, metadata=orjson.dumps(metadata).decode())
+def with_note(metadata: str | None, key: str) -> str:
+    """Return the metadata of an event with a note of the history store."""
+    return orjson.dumps({**decode(metadata), key: True}).decode()
 
 
 def arrived_erased(metadata: str | None) -> bool:

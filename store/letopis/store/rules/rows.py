@@ -50,6 +50,7 @@ class ConversationRow:
             self.rules,
             orjson.dumps(state.tags).decode() if state.tags else None,
             state.trimmed,
+            state.reset_to,
         )
 
 
@@ -66,12 +67,17 @@ class MessageRow:
     left_at: int | None = None
     redacted_at: int | None = None
     reactions: tuple[Reaction, ...] = ()
-    back: bool = False  # its event put back a message that has an earlier row
     author: str | None = None
     new: bool = False
     changed: bool = False
+    arrived_erased: bool = False
 
     def erase(self, version: int) -> None:
+        """Note that the event of ``version`` took the content and the reactions away, unless an earlier one did."""
+        self.redact(version)
+        self.reactions, self.changed = (), True
+
+    def redact(self, version: int) -> None:
         """Note that the event of ``version`` took the content away, unless an earlier one did."""
         # A message that came without its content has its own version here until its redaction is applied.
         if self.redacted_at in (None, self.version):
@@ -90,7 +96,6 @@ class MessageRow:
             self.left_at,
             self.redacted_at,
             reactions_to_text(self.reactions),
-            1 if self.back else None,
             self.author,
         )
 

@@ -129,9 +129,8 @@ class Finder:
         """Return the ``wanted`` best hits of the index, or all where there are fewer."""
         limit = wanted
         while True:
-            rows = (await connection.execute(self._index.select(query, scope, limit=limit))).all()
-            current = [row for row in rows if row.there]
-            if len(current) >= wanted or len(rows) < limit:
+            current, ranked = await self._index.best(connection, query, scope, limit=limit)
+            if len(current) >= wanted or ranked < limit:
                 return current[:wanted]
             limit *= 4
 

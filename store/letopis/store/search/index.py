@@ -111,9 +111,14 @@ class Index(ABC):
         """Return rows as the driver takes them."""
         return list(rows)
 
-    def select(self, query: Query, where: SearchScope, *, limit: int) -> sa.Executable:
-        """Return the select of the best rows: partition, conversation, version, position, score and ``there``."""
-        # ``there``: 1 for a message on the path of a conversation that is not deleted, with the content indexed.
+    async def best(
+        self, connection: AsyncConnection, query: Query, where: SearchScope, *, limit: int
+    ) -> tuple[list[sa.Row[Any]], int]:
+        """Return those of the best rows whose message is shown with the content indexed, and how many were ranked."""
+        rows = (await connection.execute(self.select(query, where, limit=limit))).all()
+        return [row for row in rows if row.there], len(rows)
+
+    def _ranked(self, query: Query, where: SearchScope, limit: int) -> sa.Select[*tuple[Any, ...]]:
         condition, ranked_by = self._match(query, _scoped(where))
         newest = (
             sa.select(*(search.c[name] for name in _RANKED), ranked_by.label("ranked_by"))
@@ -126,13 +131,16 @@ class Index(ABC):
         if where.conversation is not None:
             newest = newest.where(search.c.conversation_id == where.conversation)
         n = newest.subquery("n")
-        best = (
+        return (
             sa.select(*(n.c[name] for name in _RANKED), self._score(query, n.c.ranked_by).label("score"))
             .order_by(sa.text("score DESC"), n.c.occurred_at.desc(), n.c.position.desc())
             .limit(limit)
         )
-        # Only the best are joined.
-        b, m, c = best.subquery("b"), messages, conversations
+
+    def select(self, query: Query, where: SearchScope, *, limit: int) -> sa.Executable:
+        """Return the select of the best rows: partition, conversation, version, position, score and ``there``."""
+        # ``there``: 1 for a message on the path of a conversation that is not deleted, with the content indexed.
+        b, m, c = self._ranked(query, where, limit).subquery("b"), messages, conversations  # only the best are joined
         shown = is_shown(m)
         there = sa.and_(m.c.version.is_not(None), c.c.conversation_id.is_not(None))
         if where.owner is not None:
@@ -256,6 +264,24 @@ class PostgreSQLIndex(Index):
         return " & ".join(f"({' | '.join(map(_somewhere, _forms(term)))})" for term in query.wanted)
 
 
+class CitusIndex(PostgreSQLIndex):
+    """The same on several hosts, which cannot join the best of all with what each of them holds."""
+
+    async def best(
+        self, connection: AsyncConnection, query: Query, where: SearchScope, *, limit: int
+    ) -> tuple[list[sa.Row[Any]], int]:
+        m, c, key = messages, conversations, ("partition", "conversation_id", "version", "content_version")
+        shown = sa.select(*(m.c[name] for name in key)).join_from(m, c, same_conversation(c, m))
+        shown = shown.where(is_shown(m), c.c.state != "deleted")
+        if where.owner is not None:
+            shown = shown.where(c.c.owner_id == where.owner)
+        ranked, held = (await connection.execute(self._ranked(query, where, limit))).all(), set[Any]()
+        for part in in_batches(ranked):
+            among = (m.c[name].in_({row._mapping[name] for row in part}) for name in key)
+            held.update(map(tuple, await connection.execute(shown.where(*among))))
+        return [row for row in ranked if tuple(row._mapping[name] for name in key) in held], len(ranked)
+
+
 class MariaDBIndex(Index):
     """An InnoDB FULLTEXT index in boolean mode, ranked by its relevance."""
 
@@ -283,7 +309,7 @@ class MariaDBIndex(Index):
 
 
 def index_for(name: str) -> Index:
-    kinds: dict[str, type[Index]] = {"sqlite": SQLiteIndex, "postgresql": PostgreSQLIndex}
+    kinds: dict[str, type[Index]] = {"sqlite": SQLiteIndex, "postgresql": PostgreSQLIndex, "citus": CitusIndex}
     return kinds.get(name, MariaDBIndex)()
 
 

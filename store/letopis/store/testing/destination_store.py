@@ -62,7 +62,7 @@ class DestinationStore(Protocol):
         """Return a page of messages, oldest first."""
         ...
 
-    async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
+    async def events(self, conversation_id: str, *, after: int | str = 0, first: int = 500) -> Page[RecordedEvent]:
         """Return a page of the events of a conversation, in the order of their versions."""
         ...
 

@@ -159,7 +159,7 @@ class ReadConformance(StoreConformance):
         seen: list[RecordedEvent] = []
         after: int | str = 0
         while True:
-            page = await store.events(ONLY, after=after, limit=4)
+            page = await store.events(ONLY, after=after, first=4)
             seen.extend(page)
             if page.next is None:
                 break
@@ -168,7 +168,7 @@ class ReadConformance(StoreConformance):
         assert [event.version for event in seen] == list(range(1, 22))
         assert [event.event_id for event in seen] == [event.event_id for event in filled.lanes[ONLY]]
         with pytest.raises(InvalidInput, match="limit"):
-            await store.events(ONLY, limit=0)
+            await store.events(ONLY, first=0)
         with pytest.raises(InvalidInput, match="after"):
             await store.events(ONLY, after="x")
 

@@ -34,8 +34,10 @@ class RecordConformance(StoreConformance):
 
         By default they are read as ``History`` reads them from a ``ConversationStore``: override it for another store.
         """
-        page = await cast(Any, store).outbox_access.read_records(
-            lambda reader, connection: reader.page(connection, scope, RecordRange(), limit=100, origin_id=UUID(int=0))
+        page = await cast(Any, store).runtime.snapshot(
+            lambda lineage, connection: lineage.reader.records.page(
+                connection, scope, RecordRange(), limit=100, origin_id=UUID(int=0)
+            )
         )
         return {
             "|".join((*decode_namespace(one.place[0]), one.place[1].decode())): one.body or b"" for one in page.records

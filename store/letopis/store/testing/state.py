@@ -34,7 +34,7 @@ class StateConformance(StoreConformance):
                 outbox.delivered = {name: chance.randrange(head + 1) for name, head in outbox.delivered.items()}
 
         for conversation_id in CONVERSATIONS:
-            page = await store.events(conversation_id, limit=10_000)
+            page = await store.events(conversation_id, first=10_000)
             folded = fold(page)
             conversation = await store.conversation(conversation_id)
             assert folded.conversation is not None and conversation is not None

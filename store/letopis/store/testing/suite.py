@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from letopis.store.testing.content import ContentConformance
 from letopis.store.testing.delivery import DeliveryConformance
+from letopis.store.testing.erasure import ErasureConformance, ForkErasureConformance
 from letopis.store.testing.forks import ForkConformance
 from letopis.store.testing.identifiers import IdentifierConformance
 from letopis.store.testing.reads import ReadConformance
@@ -25,6 +26,8 @@ class DestinationStoreConformance(
     OwnerConformance,
     StateConformance,
     RedactionConformance,
+    ErasureConformance,
+    ForkErasureConformance,
     ForkConformance,
     TimeTravelConformance,
     StatisticsConformance,

@@ -21,7 +21,7 @@ from letopis.store.testing.random_events import START, Talk
 
 
 async def events_of(store: DestinationStore, conversation_id: str) -> Sequence[RecordedEvent]:
-    return (await store.events(conversation_id, limit=10_000)).items
+    return (await store.events(conversation_id, first=10_000)).items
 
 
 async def paged(store: DestinationStore, conversation_id: str, size: int, **given: Any) -> list[RecordedMessage]:

@@ -52,7 +52,7 @@ class CheckedConversation:
 
     async def conversation(self) -> Conversation:
         found = await self.store.conversation(self.name)
-        folded = fold(await self.store.events(self.name, limit=10_000)).conversation
+        folded = fold(await self.store.events(self.name, first=10_000)).conversation
         assert found is not None
         assert folded is not None
         assert replace(found, number=None, active=False) == folded
@@ -61,7 +61,7 @@ class CheckedConversation:
     async def messages(self) -> tuple[RecordedMessage, ...]:
         """Return all messages, those off the path too."""
         found = (await self.store.messages(self.name, every=True)).items
-        folded = fold(await self.store.events(self.name, limit=10_000))
+        folded = fold(await self.store.events(self.name, first=10_000))
         assert found == folded.messages
         assert (await self.store.messages(self.name)).items == folded.path
         return found

@@ -17,8 +17,9 @@ from letopis.store.database.dialects import Dialect, numbered
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.fault_rules import HUNG_UP, LOST, rule_of_code
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.store_identity import read_identity
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import INTEGER_MAX, encode, encode_message
+from letopis.store.model.codec import encode, encode_message
 from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import NO_UPCASTERS, Event, Upcasters
 from letopis.store.model.identifiers import check_identifier, partition_of
@@ -32,10 +33,10 @@ from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import conflicts_of_shown, project_events
 from letopis.store.rules.record_plan import RecordChange, decode_change
 from letopis.store.write.contents import ContentWriter
+from letopis.store.write.erasing import Eraser
 from letopis.store.write.lanes import AcceptedLane, Lanes
 from letopis.store.write.loading import Loader
 from letopis.store.write.records import RecordWriter
-from letopis.store.write.redaction import Eraser
 from letopis.store.write.row_writer import RowWriter, append_to_log
 from letopis.store.write.transaction import ApplyTransaction, Registration
 
@@ -209,17 +210,24 @@ class Applier:
         await self._lanes.advance(transaction, in_order)
         await append_to_log(transaction, accepted)
         if transaction.erasing:
-            await self._loader.check_holds(transaction, accepted)
+            await self._loader.check_holds(transaction)
         return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused))
 
     async def try_out(self, conversation_id: str) -> None:
         """Begin and continue a conversation in the log partition of another one, and roll it back."""
         # No projection sees it. Faults that only a commit shows, such as a full disk, are not found.
         partition = partition_of(conversation_id, self._partitions)
-        origin = Origin(origin_id=uuid4(), epoch=1, name="letopis trial", erasures=INTEGER_MAX)
         async with self.write_lock:
             with translated():
                 async with self._engine.connect() as connection:
+                    last = await read_identity(connection)
+                    origin = Origin(
+                        origin_id=uuid4(),
+                        epoch=1,
+                        name="letopis trial",
+                        erasures=last.erasures,
+                        erasure_id=last.erasure_id,
+                    )
                     transaction = self.begin(connection, origin)
                     for part in trial_batches(partition=partition, partitions=self._partitions):
                         decoded = DecodedBatch(NO_UPCASTERS)
@@ -253,6 +261,7 @@ async def _project(lanes: Sequence[AcceptedLane]) -> None:
             unloaded=lane.unloaded,
             plain=lane.plain,
             held=lane.held,
+            held_messages=lane.held_messages,
         )
 
 

@@ -23,7 +23,7 @@ from letopis.store.database.schema import (
 from letopis.store.errors import BatchRefused
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.records import Scope, is_record_lane, scope_of
-from letopis.store.read.task_marks import erased, is_on_path, left_at
+from letopis.store.read.task_marks import erased, left_at
 from letopis.store.rules.apply_plan import (
     ComparedLane,
     LaneBatch,
@@ -37,7 +37,7 @@ from letopis.store.rules.apply_plan import (
 )
 from letopis.store.rules.decoding import DecodedEvent, are_plain
 from letopis.store.rules.preconditions import Conflict
-from letopis.store.rules.projection import Projected, Unloaded
+from letopis.store.rules.projection import NO_HELD_MESSAGES, HeldMessages, Projected, Unloaded
 from letopis.store.rules.record_plan import SUPERSEDED, LedgerEntry, RecordChange, check_known_changes
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.transaction import ApplyTransaction
@@ -69,6 +69,7 @@ class AcceptedLane:
     owner_id: str | None = None  # of the conversation of a lane of records
     erasing: bool = False  # some of its events erase what came before
     held: bool = False  # a hold forbids that
+    held_messages: HeldMessages = NO_HELD_MESSAGES
     # From here on loaded if there are fresh events.
     row: ConversationRow = field(init=False)
     targets: Sequence[MessageRow] = ()  # stored messages that the events may change, but for ``unloaded`` ones
@@ -111,9 +112,6 @@ class Lanes:
             events.c.origin_id == sa.bindparam("origin"),
             dialect.among(events.c.sequence, "sequences"),
         )
-        again = messages.alias("again")
-        same = same_conversation(again, messages, "message_id")
-        shown = sa.select(sa.func.max(again.c.version)).where(same, is_on_path(again))
         self._stored = (
             sa.select(
                 *(events.c[name] for name in ("conversation_id", "event_id", "origin_id", "sequence", "digest")),
@@ -121,7 +119,6 @@ class Lanes:
                 events.c.metadata,
                 events.c.version,
                 left_at(messages).label("left_at"),
-                shown.scalar_subquery().label("shown"),
                 conversations.c.state,
             )
             .outerjoin_from(events, messages, same_conversation(messages, events, "version"))
@@ -139,9 +136,7 @@ class Lanes:
     ) -> tuple[list[AcceptedLane], list[BatchRefused]]:
         """Lock the lanes and find out which events of each are new; return those accepted and those refused."""
         heads: dict[str, tuple[int, ...]] = {}
-        # Sorted as a whole, because the lookups of one batch are several statements.
-        names = sorted([lane.conversation_id for lane in batch], key=transaction.lock_order)
-        for part in in_batches(names):
+        for part in await transaction.in_lock_order(lane.conversation_id for lane in batch):
             key = {"partitions": transaction.partitions_of(part), "conversations": part}
             rows = await transaction.connection.execute(self._heads, {**key, "origin": transaction.origin.origin_id})
             for name, *head in rows:
@@ -198,8 +193,8 @@ class Lanes:
                     digest=row.digest,
                     salt=row.salt,
                     conflict=conflict_of(row.metadata),
-                    version=row.version if row.shown is None else row.shown,
-                    left_at=row.left_at if row.shown is None else None,
+                    version=row.version,
+                    left_at=row.left_at,
                     deleted=row.state == "deleted",
                 )
         return stored

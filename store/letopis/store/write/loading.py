@@ -12,23 +12,36 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.row_mapping import conflict_of, conversation_row, message_row
-from letopis.store.database.schema import conversations, events, holds, lanes, messages, of_conversation, tasks
+from letopis.store.database.schema import (
+    conversations,
+    events,
+    lanes,
+    messages,
+    of_conversation,
+    same_conversation,
+    tasks,
+)
+from letopis.store.holds import Subject, all_held, owners_of, written_by
+from letopis.store.model.codec import INTEGER_MAX, decode
 from letopis.store.model.event_types import (
-    Body,
     ConversationDeleted,
     ConversationRewound,
     ConversationStarted,
     ConversationTrimmed,
+    MessageAppended,
+    MessageRedacted,
+    read,
 )
 from letopis.store.read.descendants import NewFork
 from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, is_on_path, left_by_mark, message_columns
 from letopis.store.rules.decoding import removal_bound, target_ids
 from letopis.store.rules.preconditions import Conflict, LoggedEvent, Precondition, detect_conflicts, lowest_seen_version
-from letopis.store.rules.projection import Unloaded, takes_content
-from letopis.store.rules.reducer import ConversationState
+from letopis.store.rules.projection import HeldMessages, Unloaded, takes_content
+from letopis.store.rules.redaction import ARRIVED_ERASED_KEY
+from letopis.store.rules.reducer import MAKES_STATE, ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
+from letopis.store.write.erasing import Eraser
 from letopis.store.write.lanes import AcceptedLane
-from letopis.store.write.redaction import Eraser
 from letopis.store.write.transaction import ApplyTransaction
 
 Condition = tuple[int, UUID, Precondition]
@@ -120,6 +133,20 @@ class LoadStatements:
         within = (*beyond, messages.c.version <= sa.bindparam("upto"), messages.c.left_at.is_(None))
         self.count = sa.select(sa.func.count()).select_from(messages).where(*within)
         self.count_marked = self.count.where(left_by_mark(messages).is_(None))
+        after = (*of_conversation(events), events.c.version > sa.bindparam("after"))
+        self.arrived = (
+            message.join(events, same_conversation(events, messages, "version"))
+            .where(*after, events.c.salt.is_(None), events.c.metadata.contains(ARRIVED_ERASED_KEY))
+            .order_by(messages.c.version)
+        )
+        self.state = (
+            sa.select(events.c.version, events.c.type, events.c.schema_version, events.c.data, events.c.metadata)
+            .where(*after, events.c.type.in_([body.type for body in MAKES_STATE]))
+            .order_by(events.c.version)
+        )
+        named, first = messages.c.message_id, sa.func.min(messages.c.version)
+        self.held_ids = written_by(dialect, named).where(dialect.among(named, "ids"))
+        self.held_first = written_by(dialect, first).where(messages.c.version <= sa.bindparam("upto"))
         pending = (tasks.c.kind == LEAVE, tasks.c.after < tasks.c.upto)
         self.marked = sa.select(tasks.c.version).where(*of_conversation(tasks), *pending).limit(1)
 
@@ -131,7 +158,6 @@ class Loader:
         self._eraser = eraser
         self._conflicts = dialect.shared(ConflictLookup)
         self._statements = dialect.shared(LoadStatements)
-        self._holds = sa.select(holds.c.kind, holds.c.subject)
 
     async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[AcceptedLane]:
         """Lock the conversations of the lanes with fresh events, load what these depend on, and return these lanes."""
@@ -148,7 +174,7 @@ class Loader:
         wanted = {lane.conversation_id for lane in fresh}
         wanted.update([fork.point.conversation_id for fork in forks], [name for _, name in beside])
         rows = dict[str, ConversationRow]()
-        for part in in_batches(sorted(wanted, key=transaction.lock_order)):
+        for part in await transaction.in_lock_order(wanted):
             key = {"partitions": transaction.partitions_of(part), "conversations": part}
             for row in await transaction.connection.execute(self._statements.conversations, key):
                 rows[row.conversation_id] = conversation_row(row)
@@ -171,19 +197,35 @@ class Loader:
             await self._load_targets(transaction, special, forks)
         return fresh
 
-    async def check_holds(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> None:
+    async def check_holds(self, transaction: ApplyTransaction) -> None:
         """Check that no hold was set since :meth:`load`; the counters, which it locks too, are locked by now."""
-        erasing = [lane for lane in accepted if lane.erasing and not lane.held]
-        if erasing and any(await self._find_holds(transaction, erasing)):
+        if not await all_held(transaction.connection) <= transaction.holds:
             reason = "a hold was set while an erasure was applied: it is applied again"
             raise StoreFault(fault_class=FaultClass.CONFLICT, code="held", reason=reason)
 
-    async def _find_holds(self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane]) -> list[bool]:
-        """Find out which lanes are of something that is held, and return that."""
-        held = {(row.kind, row.subject) for row in await transaction.execute(self._holds)}
+    async def _find_holds(self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane]) -> None:
+        """Find out which lanes are of something that is held, or would erase messages of authors who are."""
+        held = transaction.holds = await all_held(transaction.connection)
+        authors = owners_of(held)
         for lane in lanes:
             lane.held = not held.isdisjoint(_may_be_held(lane))
-        return [lane.held for lane in lanes]
+            if authors and lane.fresh:
+                lane.held_messages = await self._messages_of(transaction, lane, authors)
+
+    async def _messages_of(self, transaction: ApplyTransaction, lane: AcceptedLane, authors: list[str]) -> HeldMessages:
+        """Return what fresh events would erase by redactions and trims of what some authors wrote."""
+        bodies = [item.body for item in lane.fresh]
+        redacted = {body.message_id for body in bodies if isinstance(body, MessageRedacted)}
+        upto = max((body.upto for body in bodies if isinstance(body, ConversationTrimmed)), default=0)
+        fresh = [body.message for body in bodies if isinstance(body, MessageAppended)]
+        ids, key = {message.id for message in fresh if message.author in authors}, {**lane.key, "authors": authors}
+        for part in in_batches(redacted):
+            rows = await transaction.connection.execute(self._statements.held_ids, {**key, "ids": part})
+            ids.update(rows.scalars())
+        first = None
+        if upto:
+            first = (await transaction.connection.execute(self._statements.held_first, {**key, "upto": upto})).scalar()
+        return HeldMessages(frozenset(redacted).intersection(ids), INTEGER_MAX if first is None else first)
 
     async def _load_targets(
         self, transaction: ApplyTransaction, lanes: Sequence[AcceptedLane], forks: Sequence[NewFork]
@@ -207,7 +249,7 @@ class Loader:
         for lane in lanes:
             name = lane.conversation_id
             lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
-            if any(erases(item.body) or isinstance(item.body, ConversationTrimmed) for item in lane.fresh):
+            if any(takes_content(item.body) and type(item.body) is not MessageRedacted for item in lane.fresh):
                 read_up_to = self._eraser.descendants.read_up_to
                 lane.retained = await read_up_to(transaction.connection, lane.partition, name, new=forks)
             if not lane.row.new:
@@ -230,21 +272,35 @@ class RemovalBudget:
         after = removal_bound(fresh, targets)
         if after is None:
             return targets, None
+        rewinds = [item.body for item in fresh if isinstance(item.body, ConversationRewound)]
+        bounds = {body.upto for body in rewinds if body.upto is not None}
         # A deletion or reset changes the rows of all events, too.
-        erased = version if any(erases(item.body) for item in fresh) else 0
-        if erased <= self._rows:
-            limit = self._rows + 1
-            result = await self._connection.execute(self._statements.path, {**key, "after": after, "limit": limit})
-            rows = result.all()
-            cost = max(len(rows), erased)
-            if cost <= self._rows:
-                self._rows -= cost
-                loaded = {row.version for row in targets}
-                return [*targets, *(message_row(row) for row in rows if row.version not in loaded)], None
-        named = {item.body.to_message_id for item in fresh if isinstance(item.body, ConversationRewound)}
-        ends = {row.version for row in targets if row.message_id in named}
-        beyond = {end: await self._count_after(end, key, conversation) for end in ends}
-        return targets, Unloaded(beyond=beyond, bound=version)
+        ends_all = any(isinstance(item.body, ConversationDeleted) for item in fresh)
+        erased = version if ends_all or any(body.erase for body in rewinds) else 0
+        unloaded: Unloaded | None = None
+        loaded = {row.version: row for row in targets}
+        limit = self._rows + 1
+        values = {**key, "after": after, "limit": limit}
+        rows = [] if erased >= limit else (await self._connection.execute(self._statements.path, values)).all()
+        if (cost := max(len(rows), erased)) < limit:
+            self._rows -= cost
+            loaded = {row.version: message_row(row) for row in rows} | loaded
+        else:
+            named = {body.to_message_id for body in rewinds}
+            ends = {row.version for row in targets if row.message_id in named} | bounds
+            beyond = {end: await self._count_after(end, key, conversation) for end in ends}
+            unloaded = Unloaded(beyond={0: conversation.message_count, **beyond}, bound=version)
+        if bounds:
+            values = {**key, "after": min(bounds)}
+            for row in await self._connection.execute(self._statements.arrived, values):
+                loaded.setdefault(row.version, message_row(row)).arrived_erased = True
+            values["after"] = max(values["after"], conversation.reset_to)
+            conversation.made_by = [
+                (row.version, read(row.type, row.schema_version, decode(row.data)))
+                for row in await self._connection.execute(self._statements.state, values)
+                if conflict_of(row.metadata) is None
+            ]
+        return list(loaded.values()), unloaded
 
     async def _count_after(self, end: int, key: dict[str, Any], conversation: ConversationState[int]) -> int:
         """Return how many stored messages on the path come after a version, counted on the shorter side of it."""
@@ -259,11 +315,6 @@ class RemovalBudget:
         return counted if after else conversation.message_count - counted
 
 
-def erases(body: Body) -> bool:
-    """Return True if an event erases all content before it: a deletion or a reset."""
-    return isinstance(body, ConversationDeleted) or (isinstance(body, ConversationRewound) and bool(body.erase))
-
-
 def _new_row(lane: AcceptedLane) -> ConversationRow:
     first = lane.fresh[0].delivery.event.occurred_at
     return ConversationRow(
@@ -274,7 +325,7 @@ def _new_row(lane: AcceptedLane) -> ConversationRow:
     )
 
 
-def _may_be_held(lane: AcceptedLane) -> set[tuple[str, str | None]]:
+def _may_be_held(lane: AcceptedLane) -> set[Subject]:
     """Return what a hold on which forbids a lane to erase anything."""
     if lane.changes:
         return {lane.scope.named, ("owner", lane.owner_id)}

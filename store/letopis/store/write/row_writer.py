@@ -5,29 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, events, messages, owners, same_conversation
 from letopis.store.model.identifiers import partition_of
-from letopis.store.read.task_marks import (
-    ERASE,
-    FORGET,
-    LEAVE,
-    MAX_ROWS_PER_TRANSACTION,
-    RELEASE,
-    RESET,
-    Task,
-    write_marks,
-)
+from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, RELEASE, Task, write_marks
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.projection import Projected
 from letopis.store.rules.rows import ConversationRow
+from letopis.store.write.erasing import Eraser
 from letopis.store.write.lanes import AcceptedLane
-from letopis.store.write.redaction import ConversationKey, Eraser
 from letopis.store.write.transaction import ApplyTransaction
 
 
@@ -64,28 +56,28 @@ class RowWriter:
                 room -= await self._erase(transaction, lane, room)
 
     async def _erase(self, transaction: ApplyTransaction, lane: AcceptedLane, room: int) -> int:
-        """Take the content of redacted messages and erased conversations out of stored events, or mark it as erased."""
-        result, retained, now = lane.result, lane.result.row.retained, transaction.now
-        connection, before = transaction.connection, result.versions.start - 1
-        key = (lane.partition, lane.conversation_id)
-        everything = result.deleted or result.reset_at is not None
+        """Carry out the plans of a lane over what was stored before; return how many rows that took."""
+        result, before, now = lane.result, lane.result.first - 1, transaction.now
+        key, connection, dialect = (lane.partition, lane.conversation_id), transaction.connection, transaction.dialect
+        marks = [
+            Task(*key, LEAVE, version=at, after=after, upto=min(upto, before), created_at=now)
+            for after, upto, at in result.cuts
+        ]
         # Messages that leave the path without being loaded are too many: all else of their conversation waits too.
-        tasks = _erasing_tasks(key, result, now, before)
-        await self._eraser.erase(connection, tasks, later=bool(result.cuts), deleted=result.deleted)
-        trimmed = 0
-        for after, upto, *rest in result.trims:
-            trim, left = (after, min(upto, before), *rest), room - trimmed
-            trimmed += await self._eraser.trim(connection, key, trim, now=now, room=left)
-        if result.redactions and (retained > 0 or not everything):  # also in what is retained for forks
-            await self._eraser.strip_messages(connection, key, result.redactions, upto=before)
-        if result.released or (retained > 0 and (everything or result.trims)):
+        taken, left = 0, 0 if marks else room
+        for plan in result.plans:
+            taken += await self._eraser.carry_out(
+                connection, plan, lane.partition, before=before, room=left - taken, now=now
+            )
+        if result.released or (result.row.retained > 0 and any(plan.at for plan in result.plans)):
             # Retained content is checked again afterwards: only then is all of this batch there to look at.
             at = result.versions.stop - 1
-            mark = Task(*key, RELEASE, version=at, after=at - 1, upto=at, created_at=now)
-            await write_marks(connection, transaction.dialect, [mark])
-            transaction.released.append(mark)
-        transaction.erased |= everything or bool(result.redactions) or bool(result.trims)
-        return trimmed
+            released = Task(*key, RELEASE, version=at, after=at - 1, upto=at, created_at=now)
+            marks.append(released)
+            transaction.released.append(released)
+        await write_marks(connection, dialect, marks)
+        transaction.erased |= bool(result.plans)
+        return taken
 
 
 async def append_to_log(transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> None:
@@ -127,23 +119,8 @@ async def append_to_log(transaction: ApplyTransaction, accepted: Sequence[Accept
     transaction.log_locked_at = time.monotonic()
     transaction.appended = rows
     transaction.counters = await transaction.dialect.append_to_log(
-        transaction.connection, added, rows, erasures=transaction.origin.erasures
+        transaction.connection, added, rows, origin=transaction.origin
     )
-
-
-def _erasing_tasks(conversation: ConversationKey, projected: Projected, now: int, before: int) -> list[Task]:
-    """Return the tasks for stored messages that left the path without being loaded, and for all that was erased."""
-    marks = [(LEAVE, after, version) for after, version in projected.cuts]
-    if projected.reset_at is not None:
-        marks.append((RESET, 0, projected.reset_at))
-    elif projected.deleted and not projected.cuts:
-        marks.append((FORGET, 0, before))
-    if projected.deleted or projected.reset_at is not None:
-        marks.append((ERASE, projected.row.retained, before))
-    return [
-        Task(*conversation, kind, version=version, after=after, upto=before, created_at=now)
-        for kind, after, version in marks
-    ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -213,13 +190,13 @@ async def _lock_owners(
     for item in projected:
         if (owner_id := item.row.conversation.owner_id) is not None:
             concerned.setdefault(owner_id, []).append(item.row)
-    names = sorted(concerned, key=transaction.lock_order)
+    parts = await transaction.in_lock_order(concerned)
     owners_by_id: dict[str, OwnerRow] = {}
-    for part in in_batches(names):
+    for part in parts:
         partitions = transaction.partitions_of(part)
         for row in await transaction.execute(statements.locked, partitions=partitions, owners=part):
             owners_by_id[row.owner_id] = OwnerRow.of(row)
-    for owner_id in names:
+    for owner_id in chain.from_iterable(parts):
         owner = owners_by_id.setdefault(owner_id, OwnerRow(owner_id=owner_id, new=True))
         for conversation in concerned[owner_id]:
             if conversation.number is None:

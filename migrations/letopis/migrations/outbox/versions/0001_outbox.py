@@ -89,8 +89,10 @@ TABLES = (
         pending_since INTEGER,
         fault_class TEXT,
         fault TEXT,
-        deleted INTEGER DEFAULT '0' NOT NULL,
-        erased INTEGER DEFAULT '0' NOT NULL,
+        deleted_at INTEGER DEFAULT '0' NOT NULL,
+        reset_at INTEGER DEFAULT '0' NOT NULL,
+        trim_before INTEGER DEFAULT '0' NOT NULL,
+        erased_before INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (lane),
         CONSTRAINT uq_letopis_outbox_lanes_conversation_id UNIQUE (conversation_id),
         CONSTRAINT ck_letopis_outbox_lanes_order CHECK (delivered <= head AND pruned <= delivered),
@@ -103,7 +105,10 @@ TABLES = (
         " WHERE pending_since IS NOT NULL"
     ),
     "CREATE INDEX ix_letopis_outbox_lanes_blocked ON letopis_outbox_lanes (conversation_id) WHERE state = 'blocked'",
-    "CREATE INDEX ix_letopis_outbox_lanes_erased ON letopis_outbox_lanes (erased) WHERE erased < abs(deleted)",
+    """
+    CREATE INDEX ix_letopis_outbox_lanes_unerased ON letopis_outbox_lanes (erased_before)
+        WHERE erased_before < max(deleted_at, reset_at, trim_before)
+    """,
     """
     CREATE TABLE letopis_outbox_notifications (
         incident_id BLOB NOT NULL,
@@ -141,10 +146,20 @@ TABLES = (
         indexed INTEGER DEFAULT '0' NOT NULL,
         uncounted INTEGER DEFAULT '0' NOT NULL,
         erasures INTEGER DEFAULT '0' NOT NULL,
-        acknowledged INTEGER DEFAULT '0' NOT NULL,
-        erasing INTEGER,
+        erasure_id BLOB,
+        acknowledged INTEGER DEFAULT '1' NOT NULL,
         PRIMARY KEY (only)
     )
+    """,
+    """
+    CREATE TABLE letopis_outbox_erasures (
+        erasure_id BLOB NOT NULL,
+        number INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        upto INTEGER NOT NULL,
+        erasure TEXT,
+        PRIMARY KEY (erasure_id)
+    ) WITHOUT ROWID
     """,
     """
     CREATE TABLE letopis_outbox_relay (

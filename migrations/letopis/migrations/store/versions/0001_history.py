@@ -112,6 +112,7 @@ def create_tables() -> None:
         required("position", sa.BigInteger()),
         required("closed", sa.SmallInteger(), default="0"),
         required("erasures", sa.BigInteger(), default="0"),
+        sa.Column("erasure_id", uuid16),
         comment="One row a partition, fixed when the store is created: the position given out last.",
     )
     create(
@@ -127,12 +128,15 @@ def create_tables() -> None:
     create(
         "letopis_erasures",
         key("number", sa.BigInteger()),
+        required("erasure_id", uuid16),
         required("kind", name),
         required("subject", identifier),
         required("how", name),
         sa.Column("reason", sa.Text()),
         sa.Column("requested_by", sa.Text()),
         sa.Column("origin_id", uuid16),
+        required("answers", sa.SmallInteger(), default="0"),
+        required("positions", json),
         required("recorded_at", sa.BigInteger()),
         comment="Erasures of all that someone said, in order: every outbox carries each out in its own file.",
     )
@@ -179,6 +183,7 @@ def create_tables() -> None:
         required("rules", sa.SmallInteger(), default="1"),
         sa.Column("tags", json),
         required("trimmed", sa.BigInteger(), default="0"),
+        required("reset_to", sa.BigInteger(), default="0"),
         comment="One row a conversation, folded from its events.",
     )
     create(
@@ -213,7 +218,6 @@ def create_tables() -> None:
         sa.Column("left_at", sa.BigInteger()),
         sa.Column("redacted_at", sa.BigInteger()),
         sa.Column("reactions", json),
-        sa.Column("back", sa.SmallInteger()),
         sa.Column("author", identifier),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )

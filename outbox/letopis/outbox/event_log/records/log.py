@@ -14,6 +14,7 @@ from uuid import UUID
 
 import orjson
 
+from letopis.outbox.event_log.erasing import carry_out
 from letopis.outbox.event_log.lanes import sequenced_event
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import InvalidInput, RecordConflict, StoreUnavailable
@@ -28,6 +29,7 @@ from letopis.store.model.records import (
     RecordRange,
     range_end,
 )
+from letopis.store.rules.erasure_plan import Cause, ErasurePlan
 from letopis.store.rules.record_plan import RecordChange, decode_change, meets
 
 if TYPE_CHECKING:
@@ -57,21 +59,6 @@ _CLEAR_UNDER: Final = (
     "DELETE FROM letopis_outbox_records WHERE lane = ?1 AND namespace >= ?2 AND (?3 IS NULL OR namespace < ?3)"
 )
 _INSERT_CLEAR: Final = "INSERT INTO letopis_outbox_record_clears (position, lane, sequence, prefix) VALUES (?, ?, ?, ?)"
-_TO_ERASE: Final = "SELECT position FROM letopis_outbox_events WHERE lane = ? AND sequence < ? AND data <> '{}'"
-_ERASE: Final = (
-    "UPDATE letopis_outbox_events SET data = '{}', metadata = NULL, salt = NULL, redacted = 1 WHERE position = ?"
-)
-_ERASING: Final = "(type = 'record.cleared' AND iif(json_valid(data), json_extract(data, '$.erase'), NULL) IS NOT NULL)"
-_CHANGES_UP_TO: Final = (
-    "SELECT position FROM letopis_outbox_events WHERE lane = ? AND position <= ? AND data <> '{}'"  # noqa: S608 - ours
-    f" AND NOT {_ERASING} ORDER BY sequence LIMIT ?"
-)
-_FORGET_CLEARS: Final = (
-    "DELETE FROM letopis_outbox_record_clears WHERE lane = ? AND position NOT IN"  # noqa: S608 - ours
-    f" (SELECT position FROM letopis_outbox_events WHERE {_ERASING})"
-)
-_REPAIRS: Final = "SELECT repair_id FROM letopis_outbox_repairs WHERE conversation_id = ? AND data <> '{}'"
-_ERASE_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = '{}', metadata = NULL, salt = NULL WHERE repair_id = ?"
 _EVENTS: Final = (
     "SELECT position, lane, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest,"
     " salt, occurred_at, redacted FROM letopis_outbox_log WHERE type LIKE 'record.%' ORDER BY position"
@@ -176,33 +163,8 @@ def _clear(cursor: Any, change: RecordChange, lane: int, name: str, sequence: in
     cursor.execute(_INSERT_CLEAR, (position, lane, sequence, change.prefix))
     if change.erases:
         # Pending changes stay pending, without effect.
-        for erased in query_all(cursor, _TO_ERASE, (lane, sequence)):
-            cursor.execute(_DELETE_BODY, erased)
-            cursor.execute(_ERASE, erased)
-        erase_repairs_of_records(cursor, name)
+        carry_out(cursor, ErasurePlan(lane=name, cause=Cause.RECORDS, upto=sequence - 1))
     return change.erases
-
-
-def erase_repairs_of_records(cursor: Any, name: str) -> None:
-    """Erase the originals of the repaired events of a lane of records."""
-    for repair_id in query_all(cursor, _REPAIRS, (name,)):
-        cursor.execute(_ERASE_REPAIR, repair_id)
-
-
-def forget_records(cursor: Any, lane: int) -> None:
-    """Delete what the file tells of the records of a lane, but for their events."""
-    cursor.execute(_CLEAR_UNDER, (lane, b"", None))
-    cursor.execute(_FORGET_CLEARS, (lane,))
-
-
-def erase_changes(cursor: Any, lane: int, *, upto: int, limit: int) -> int:
-    """Erase at most ``limit`` changes of a lane up to a position, but for erasures; return how many were."""
-    # A clear that erases was asked for here, and has to be delivered as it is.
-    changes = query_all(cursor, _CHANGES_UP_TO, (lane, upto, limit))
-    for erased in changes:
-        cursor.execute(_DELETE_BODY, erased)
-        cursor.execute(_ERASE, erased)
-    return len(changes)
 
 
 def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:

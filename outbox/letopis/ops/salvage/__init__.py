@@ -1,0 +1,1 @@
+"""Recover an outbox from a damaged file."""

@@ -1,0 +1,1 @@
+"""Import of conversations through the outbox."""

@@ -1,1 +1,0 @@
-"""Diagnostics: doctor, integrity check, salvage, new origin."""

@@ -1,1 +1,0 @@
-"""Import and export of conversations through the outbox."""

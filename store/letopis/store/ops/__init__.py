@@ -1,0 +1,1 @@
+"""What operators and auditors do with a history store: verify, rebuild, anchor and move it."""

@@ -1,1 +1,0 @@
-"""Move a whole history to another store while bots keep running."""
