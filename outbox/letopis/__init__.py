@@ -9,10 +9,13 @@ import typing
 # ships one of them.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from letopis._public import __all__, load
+from letopis._public import NAMES, load
+
+__all__ = NAMES  # pyright: ignore[reportUnsupportedDunderAll]
 
 if typing.TYPE_CHECKING:
-    from letopis._public import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
+    from letopis.outbox import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
+    from letopis.store import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
 
     __version__: str
 else:
@@ -24,4 +27,4 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted((*__all__, "__version__"))

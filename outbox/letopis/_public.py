@@ -3,160 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import typing
 
-if typing.TYPE_CHECKING:
-    from letopis.outbox import (
-        BlockingChat,
-        BlockingHistory,
-        BlockingReceipt,
-        BlockingRecordReceipt,
-        BlockingRecords,
-        BlockingReply,
-        BlockingTransaction,
-        Chat,
-        History,
-        Incident,
-        OutboxAdmin,
-        OutboxFile,
-        Receipt,
-        RecordPut,
-        RecordReceipt,
-        Records,
-        RepeatFilter,
-        Reply,
-        Retention,
-        RetryPolicy,
-        Selection,
-        Status,
-        Transaction,
-        Unconfirmed,
-        UnsentReply,
-        erase_owner,
-        erase_person,
-    )
-    from letopis.store import (
-        ABSENT,
-        ANY,
-        NULL,
-        Closed,
-        ConfigurationError,
-        ContentRetention,
-        Context,
-        Conversation,
-        ConversationGone,
-        ConversationStore,
-        Data,
-        Event,
-        EventIdReused,
-        File,
-        Held,
-        Hit,
-        InvalidInput,
-        LetopisError,
-        Limits,
-        Message,
-        MessageAppended,
-        OutboxFull,
-        OutboxUnavailable,
-        Page,
-        Projection,
-        ReadTimeout,
-        Reasoning,
-        Record,
-        RecordConflict,
-        RecordedEvent,
-        RecordedMessage,
-        RetentionRule,
-        Role,
-        Saved,
-        Seen,
-        SendRefused,
-        StoreUnavailable,
-        Text,
-        ToolCall,
-        ToolResult,
-        VersionConflict,
-        by_recorded_tokens,
-        move,
-        transcript,
-        window,
-    )
+from letopis.outbox import ROOMS as OF_OUTBOX
+from letopis.store import ROOMS as OF_STORE
 
-__all__ = (
-    "ABSENT",
-    "ANY",
-    "NULL",
-    "BlockingChat",
-    "BlockingHistory",
-    "BlockingReceipt",
-    "BlockingRecordReceipt",
-    "BlockingRecords",
-    "BlockingReply",
-    "BlockingTransaction",
-    "Chat",
-    "Closed",
-    "ConfigurationError",
-    "ContentRetention",
-    "Context",
-    "Conversation",
-    "ConversationGone",
-    "ConversationStore",
-    "Data",
-    "Event",
-    "EventIdReused",
-    "File",
-    "Held",
-    "History",
-    "Hit",
-    "Incident",
-    "InvalidInput",
-    "LetopisError",
-    "Limits",
-    "Message",
-    "MessageAppended",
-    "OutboxAdmin",
-    "OutboxFile",
-    "OutboxFull",
-    "OutboxUnavailable",
-    "Page",
-    "Projection",
-    "ReadTimeout",
-    "Reasoning",
-    "Receipt",
-    "Record",
-    "RecordConflict",
-    "RecordPut",
-    "RecordReceipt",
-    "RecordedEvent",
-    "RecordedMessage",
-    "Records",
-    "RepeatFilter",
-    "Reply",
-    "Retention",
-    "RetentionRule",
-    "RetryPolicy",
-    "Role",
-    "Saved",
-    "Seen",
-    "Selection",
-    "SendRefused",
-    "Status",
-    "StoreUnavailable",
-    "Text",
-    "ToolCall",
-    "ToolResult",
-    "Transaction",
-    "Unconfirmed",
-    "UnsentReply",
-    "VersionConflict",
-    "by_recorded_tokens",
-    "erase_owner",
-    "erase_person",
-    "move",
-    "transcript",
-    "window",
-)
+# Both packages load a name when it is asked for, so that this imports neither SQLAlchemy nor much of ours.
+NAMES = tuple(sorted({*OF_OUTBOX, *OF_STORE}))
 
 
 def load(name: str) -> object:
@@ -165,13 +17,11 @@ def load(name: str) -> object:
     :raises AttributeError: there is no such name.
     """
     if name == "__version__":
-        from importlib import metadata
-
+        metadata = importlib.import_module("importlib.metadata")
         try:
             return metadata.version("letopis")
         except metadata.PackageNotFoundError:  # a checkout that is not installed
             return "unknown"
-    if name not in __all__:
+    if name not in NAMES:
         raise AttributeError(f"module 'letopis' has no attribute {name!r}")
-    outbox = importlib.import_module("letopis.outbox")
-    return getattr(outbox if name in outbox.__all__ else importlib.import_module("letopis.store"), name)
+    return getattr(importlib.import_module("letopis.outbox" if name in OF_OUTBOX else "letopis.store"), name)

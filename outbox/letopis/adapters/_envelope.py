@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from zlib import compress, decompressobj
 
 from letopis.store import InvalidInput
+from letopis.store.model.codec import DEFAULT_LIMITS, encode_value
 from letopis.store.model.large_content import MAX_ITEM_BYTES, PACKED_KEY
 
 _JSON: Final = "json"
@@ -21,12 +22,17 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 R = TypeVar("R")
 
 
+class NotJson(InvalidInput, TypeError):
+    """An item holds a value that JSON cannot express: a ``TypeError`` too, which frameworks' own stores raise."""
+
+
 def to_text(item: Any, field: str = "item") -> str:
     r"""Return what ``json.dumps`` writes, in characters that all stores accept: NUL and surrogates are escaped."""
     try:
         text = _on_a_fresh_stack(lambda: json.dumps(item, ensure_ascii=False, separators=(",", ":")))
     except (TypeError, ValueError, RecursionError) as error:  # they quote no value
-        raise InvalidInput(field, f"is not JSON that can be stored: {error}") from error
+        kind = NotJson if isinstance(error, TypeError) else InvalidInput
+        raise kind(field, f"is not JSON that can be stored: {error}") from error
     text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     if (size := len(text.encode())) > MAX_ITEM_BYTES:
         raise InvalidInput(
@@ -75,3 +81,20 @@ def _on_a_fresh_stack(work: Callable[[], R]) -> R:
     except RecursionError:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(work).result()
+
+
+def to_record(value: Any) -> Any:
+    """Return a value for a record: unchanged, or the bytes of its JSON text if the stores would refuse it.
+
+    :raises InvalidInput: it is not JSON, or such text has more than 64 MiB.
+    """
+    try:
+        encode_value(value, "value", DEFAULT_LIMITS)
+    except InvalidInput:
+        return to_text(value, "value").encode()
+    return value
+
+
+def from_record(value: Any) -> Any:
+    """Return the value that :func:`to_record` was given."""
+    return from_text(value.decode()) if isinstance(value, bytes) else value

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from letopis.adapters._messages import fitting, items_of, kept, missing
 from letopis.outbox import BlockingHistory
-from letopis.store import EventIdReused, InvalidInput, Message, RecordedMessage
+from letopis.store import InvalidInput, Message, RecordedMessage
 from letopis.store.model.identifiers import Owner, uuid7
 from letopis.store.rules.tool_calls import repair_tool_calls
 
@@ -127,6 +127,7 @@ class LetopisChatMessageStore:
         """
         made: list[Message] = []
         there: set[str] | None = None
+        left: set[str] = set()
         for place, one in enumerate(messages):
             if not isinstance(one, ChatMessage):
                 raise InvalidInput(f"messages[{place}]", f"must be a ChatMessage, not {type(one).__name__}")
@@ -134,18 +135,16 @@ class LetopisChatMessageStore:
                 continue
             known = one.meta.get(_ID)
             if known is not None:
-                there = self._ids(chat_history_id) if there is None else there
+                if there is None:
+                    there, left = self._ids(chat_history_id)
                 if str(known) in there:
                     continue
                 there.add(str(known))
-            made.append(_to_message(one, str(known or uuid7())))
+            # Haystack uses its numeric ids again after a deletion; ours are permanent.
+            converted = _to_message(one, str(known or uuid7()))
+            made.append(replace(converted, id="") if converted.id in left else converted)
         if made:
-            history = self._open()
-            try:
-                history.append(chat_history_id, *made, owner=self.owner)
-            except EventIdReused:
-                # Haystack reuses its numeric ids after a deletion; ours are permanent.
-                history.append(chat_history_id, *(replace(one, id="") for one in made), owner=self.owner)
+            self._open().append(chat_history_id, *made, owner=self.owner)
         return len(made)
 
     def retrieve_messages(self, chat_history_id: str, last_k: int | None = None) -> list[ChatMessage]:
@@ -199,10 +198,12 @@ class LetopisChatMessageStore:
                 self._opened = BlockingHistory(self._path, store=store)
             return self._opened
 
-    def _ids(self, chat_history_id: str) -> set[str]:
-        """Return the ids by which Haystack knows the messages of a conversation, and those that were made up for it."""
-        messages = [one.message for one in self._open().messages(chat_history_id, last=None)]
-        return {str(one.meta[_ID]) for one in _from_messages([*messages, *repair_tool_calls(messages)])}
+    def _ids(self, chat_history_id: str) -> tuple[set[str], set[str]]:
+        """Return the ids by which Haystack knows messages, also those made up for it, and those of deleted ones."""
+        every = self._open().messages(chat_history_id, last=None, every=True)
+        messages = [one.message for one in every if one.on_path]
+        known = {str(one.meta[_ID]) for one in _from_messages([*messages, *repair_tool_calls(messages)])}
+        return known, {one.id for one in every if not one.on_path}
 
 
 def _rounds(messages: Sequence[ChatMessage]) -> list[list[ChatMessage]]:

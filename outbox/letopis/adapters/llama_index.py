@@ -55,7 +55,7 @@ class LetopisChatStore(AsyncDBChatStore):
 
     Messages come back unchanged. ``add_messages`` is all or nothing. ``set_messages`` is one append. Archived messages
     stay where they are: a record of the conversation says up to which one. Deleted messages leave the path; the log
-    keeps them.
+    keeps them. Those after a deleted one are appended once more, under new ids.
 
     While the history store is unreachable, the messages that the outbox retains are returned.
 
@@ -230,10 +230,13 @@ class LetopisChatStore(AsyncDBChatStore):
     ) -> list[ChatMessage]:
         ids = {one.id for one in dropped}
         if ids:
-            left = [one for one in there if one.id not in ids]
-            if ids & archived and (older := [one.id for one in left if one.id in archived]):
-                await self._archive(key, older[-1])  # the newest archived one may be among the dropped
-            await run_to_completion(self._history.chat(key).replace([one.message for one in left]))
+            begin = next(place for place, one in enumerate(there) if one.id in ids)
+            older = [one.id for one in there[:begin] if one.id in archived]
+            if older and not archived.issubset(older):
+                await self._archive(key, older[-1])  # those after it are marked themselves
+            left = [one.message for one in there[:begin]]
+            left += [_anew(one, archived) for one in there[begin:] if one.id not in ids]
+            await run_to_completion(self._history.chat(key).replace(left))
         return _from_messages(dropped)
 
 
@@ -245,10 +248,17 @@ def _is(message: RecordedMessage, status: MessageStatus, archived: frozenset[str
 
 def _to_messages(messages: Iterable[ChatMessage], status: MessageStatus) -> list[Message]:
     made = [_to_message(one, f"messages[{place}]") for place, one in enumerate(messages)]
-    if status is MessageStatus.ARCHIVED:
-        mark = {_PROVIDER: {"status": "archived"}}
-        made = [replace(one, metadata={**one.metadata, **mark}) for one in made]
-    return made
+    return [_archived(one) for one in made] if status is MessageStatus.ARCHIVED else made
+
+
+def _anew(message: RecordedMessage, archived: frozenset[str]) -> Message:
+    """Return a message to append once more; one that was archived by age is marked."""
+    made = replace(message.message, id="")
+    return _archived(made) if message.id in archived else made
+
+
+def _archived(message: Message) -> Message:
+    return replace(message, metadata={**message.metadata, _PROVIDER: {"status": "archived"}})
 
 
 def _to_message(message: ChatMessage, field: str) -> Message:

@@ -106,7 +106,8 @@ class LetopisSession:
     ) -> None:
         """Append items, all or none. A cancelled run does not interrupt an append that has started.
 
-        :raises InvalidInput: an item is not a JSON object, or has more than 64 MiB; nothing was written.
+        :raises InvalidInput: an item is not a JSON object, or has more than 64 MiB; nothing was written. It is a
+            ``TypeError`` too, as with the SDK's own sessions, if a value in it is no JSON.
         :raises OutboxFull: the outbox has reached its limits; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
@@ -137,7 +138,7 @@ class LetopisSession:
             if not page:
                 return None
             items = openai_responses.from_messages(page[-1:])
-            gone = ConversationRewound(to_message_id=page[0].id if page[1:] else None, reason="pop")
+            gone = ConversationRewound.back_to(page[0].id if page[1:] else None, "pop")
             # A message from elsewhere may be several items.
             rest = _to_messages(items[:-1])
             with suppress(VersionConflict):  # read again what came meanwhile

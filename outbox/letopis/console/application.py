@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from letopis.console.insight import Insight
-from letopis.outbox.config.settings import AlertSettings
+from letopis.ops.config.settings import AlertSettings
 from letopis.outbox.history.history import History
 
 try:

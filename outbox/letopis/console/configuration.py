@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.console.access import Gate, parse_tokens
-from letopis.outbox.config.schema import read_secrets
-from letopis.outbox.daemon.http import LOOPBACK, ListenAddress
+from letopis.ops.config.schema import read_secrets
+from letopis.ops.daemon.http import LOOPBACK, ListenAddress
 from letopis.store.errors import ConfigurationError
 
 DEFAULT_PORT: Final = 8300

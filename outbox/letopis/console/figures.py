@@ -16,7 +16,6 @@ from letopis.console.insight import Insight
 from letopis.console.store_log import LoggedRow
 from letopis.store.errors import LetopisError
 from letopis.store.model.event_types import ConversationStarted, MessageAppended
-from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 from letopis.store.rules.statistics import Sums
 
@@ -82,9 +81,9 @@ class Tally(Sums):
 class MessageFigures:
     """Figures of messages that grow with a log; memory is bounded.
 
-    Counts as :class:`~letopis.store.rules.statistics.Statistics` does: a superseded message with its tokens alone, one
-    that was put back not again. A latency is the time from a user's message to the assistant's next one in the same
-    conversation. Days are those of UTC, by ``occurred_at``.
+    Counts as :class:`~letopis.store.rules.statistics.Statistics` does: a superseded message with its tokens alone. A
+    latency is the time from a user's message to the assistant's next one in the same conversation. Days are those of
+    UTC, by ``occurred_at``.
     """
 
     def __init__(self) -> None:
@@ -139,8 +138,6 @@ class MessageFigures:
             self._owner_of.setdefault(row.conversation_id, owner)
 
     def _message(self, row: LoggedRow) -> None:
-        if row.metadata is not None and PUT_BACK_KEY in row.metadata:
-            return
         data = _object(row.data)
         role, tokens, metadata = data.get("role"), data.get("tokens"), data.get("metadata")
         day = row.occurred_at // DAY_US

@@ -19,9 +19,9 @@ from letopis.console.application import console_of
 from letopis.console.headers import SecurityHeaders
 from letopis.console.rendering import render_list
 from letopis.console.visit import SESSION_COOKIE
-from letopis.outbox.config.settings import AlertSettings
-from letopis.outbox.daemon.daemon import DaemonSettings
-from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
+from letopis.ops.config.settings import AlertSettings
+from letopis.ops.daemon.daemon import DaemonSettings
+from letopis.ops.daemon.discovery import find_outboxes, may_be_outbox
 from letopis.outbox.history.history import History
 from letopis.store.errors import ConfigurationError
 

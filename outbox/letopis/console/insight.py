@@ -41,6 +41,7 @@ from letopis.outbox.operations.pending_events import (
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import StoreIdentity
 from letopis.store.model.events import to_microseconds
+from letopis.store.read.reader import Reader
 
 T = TypeVar("T")
 
@@ -148,7 +149,7 @@ class Insight:
         """Return the identity of the history store and the heads of its log."""
 
         async def ask(store: ConversationStore) -> StoreHeads:
-            return StoreHeads(identity=await store.identity(), heads=tuple(await store.outbox_access.heads()))
+            return StoreHeads(identity=await store.identity(), heads=await _heads(store))
 
         return await self._ask(ask)
 
@@ -194,10 +195,11 @@ class Insight:
         async def asked(store: ConversationStore) -> T:
             return await ask(store)
 
-        return await self.history._parts.gateway.read(asked)
+        gateway = self.history._parts.gateway
+        return await gateway.read(lambda: asked(gateway.store))
 
     async def _saved(self, moments: list[int], store: ConversationStore) -> list[int] | None:
-        heads = await store.outbox_access.heads()
+        heads = await _heads(store)
         if len(heads) > MAX_PARTITIONS:
             return None
         counts = [0] * (len(moments) - 1)
@@ -259,3 +261,7 @@ def _first_from(cursor: Any, moment: int, low: int, high: int) -> int:
         else:
             low = found[0] + 1
     return low
+
+
+async def _heads(store: ConversationStore) -> tuple[int, ...]:
+    return tuple((await store.runtime.read(Reader.heads)).values())

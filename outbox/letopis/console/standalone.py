@@ -15,9 +15,9 @@ import uvicorn
 
 from letopis.console.application import console_of
 from letopis.console.configuration import read_address, read_gate
-from letopis.outbox.config.settings import Settings, load_alerts
-from letopis.outbox.daemon.http import CLOSE, MAX_CONCURRENT_REQUESTS, ListenAddress, limited_protocol
-from letopis.outbox.daemon.systemd import on_signals
+from letopis.ops.config.settings import Settings, load_alerts
+from letopis.ops.daemon.http import CLOSE, MAX_CONCURRENT_REQUESTS, ListenAddress, limited_protocol
+from letopis.ops.daemon.systemd import on_signals
 from letopis.outbox.history.history import History
 
 logger = logging.getLogger("letopis.console")

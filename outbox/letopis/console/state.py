@@ -12,7 +12,7 @@ from letopis.console.activity import Pulse
 from letopis.console.figures import LogFigures
 from letopis.console.insight import Insight
 from letopis.console.verification import Verifier
-from letopis.outbox.config.settings import AlertSettings
+from letopis.ops.config.settings import AlertSettings
 from letopis.outbox.history.history import History
 
 MAX_DELAYED_ANSWERS: Final = 8

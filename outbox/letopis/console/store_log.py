@@ -169,7 +169,7 @@ async def forks(store: ConversationStore, conversation_id: str, *, limit: int) -
 
 async def ids_with_prefix(store: ConversationStore, prefix: str, *, limit: int) -> list[str]:
     """Return at most ``limit`` ids of conversations that begin with ``prefix``, sorted."""
-    partitions = list(range(store.outbox_access.known_partitions))
+    partitions = list(range(store.runtime.known_partitions))
     values = {"partitions": partitions, "prefix": prefix, "end": prefix + LAST_CHARACTER}
     rows = await _rows(store, _IDS, values | {"limit": check_count(limit, "limit")})
     return [row.conversation_id for row in rows]
@@ -179,4 +179,4 @@ async def _rows(store: ConversationStore, statement: Any, values: dict[str, Any]
     async def read(_: object, connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
         return (await connection.execute(statement, values)).all()
 
-    return await store.outbox_access.snapshot(read)
+    return await store.runtime.snapshot(read)

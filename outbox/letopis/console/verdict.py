@@ -50,6 +50,10 @@ def verdict(status: Status, language: Language) -> Verdict:
     if any(case.kind is IncidentKind.HISTORY_INCOMPLETE for case in status.incidents):
         text = _("It counts events that it does not hold: restore it from a backup.")
         return Verdict(level="bad", title=_("The history store has lost events"), text=text, page="integrity")
+    if status.missing_erasures:
+        text = _("It was restored from before them: `letopis history erase --repeat` after a look at the holds.")
+        title = _("The history store has forgotten erasures")
+        return Verdict(level="bad", title=title, text=text, page="integrity")
     if blocked:
         title = ngettext("%(count)s conversation is blocked", "%(count)s conversations are blocked", blocked) % {
             "count": language.number(blocked)

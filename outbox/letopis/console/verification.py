@@ -89,7 +89,7 @@ class Verifier:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "letopis.outbox.cli",
+            "letopis.ops.cli",
             *VERBS[subject],
             "--json",
             "--outbox",

@@ -63,6 +63,7 @@ class Words:
                 "conversation_blocked": _("A conversation is stuck"),
                 "relay_silent": _("The relay is silent"),
                 "history_incomplete": _("The history has lost events"),
+                "erasures_missing": _("The history store has forgotten erasures"),
             },
         )
 

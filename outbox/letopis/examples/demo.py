@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import anyio
@@ -60,13 +61,13 @@ class Transcript:
     """What the bot appended, kept in memory to compare the history with."""
 
     lines: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    slowest_seconds: float = 0.0
-    """The slowest append since it was last set to 0."""
+    seconds: list[float] = field(default_factory=list)
+    """How long each append took since the list was last cleared."""
 
     @property
-    def slowest(self) -> str:
-        """The slowest append, in words."""
-        return f"{self.slowest_seconds * 1000:.1f} ms"
+    def times(self) -> str:
+        """How long appends took, in words."""
+        return f"median {median(self.seconds) * 1000:.1f} ms, slowest {max(self.seconds) * 1000:.1f} ms"
 
     @property
     def total(self) -> int:
@@ -106,9 +107,7 @@ async def play(folder: Path, tell: Tell) -> DemoOutcome:
             await _talk(history, transcript, script, rounds=4, users=USERS)
             await _everything_arrives(history)
             tell("1. A bot talks to three people.")
-            tell(
-                f"     {transcript.total} messages, each on disk before append returned; slowest {transcript.slowest}."
-            )
+            tell(f"     {transcript.total} messages, each on disk before append returned; {transcript.times}.")
             status = await history.status()
             tell(f"     All of them are in the history store: {status.delivered} events, {status.pending} pending.")
             tell("")
@@ -126,7 +125,7 @@ async def _outage(
     history: History, folder: Path, transcript: Transcript, script: Iterator[tuple[str, str]], tell: Tell
 ) -> None:
     tell("2. The history store goes down: another program has locked its file.")
-    transcript.slowest_seconds = 0.0
+    transcript.seconds.clear()
     before = transcript.total
     began = time.monotonic()
     async with _locked(folder / STORE):
@@ -138,9 +137,7 @@ async def _outage(
         page = await history.messages("telegram:101", last=1)
         if page[0].saved is not Saved.PENDING or attempts:
             raise DemoFailed("what was appended during the outage is not simply pending")
-        tell(
-            f"     The bot keeps going: {transcript.total - before} more messages stored, slowest {transcript.slowest}."
-        )
+        tell(f"     The bot keeps going: {transcript.total - before} more messages stored, {transcript.times}.")
         tell(f"     {status.pending} events are pending, {attempts} attempts charged: {status.breaker.reason}.")
         tell(f"     Anna can still read the last reply, which is {page[0].saved}: “{page[0].text}”")
         lasted, back = time.monotonic() - began, time.monotonic()
@@ -196,7 +193,7 @@ async def _talk(
             for message in (Message.user(question), Message.assistant(answer, tokens=len(answer) // 4)):
                 began = time.perf_counter()
                 await history.append(conversation_id, message, owner=str(number))
-                transcript.slowest_seconds = max(transcript.slowest_seconds, time.perf_counter() - began)
+                transcript.seconds.append(time.perf_counter() - began)
                 lines.append((message.role, message.text))
             # Here a real bot sends the answer to the chat platform, and then confirms it.
             await history.chat(conversation_id).sent(message.id, platform_ids={"telegram": len(lines)})

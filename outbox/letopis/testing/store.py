@@ -33,7 +33,7 @@ class FaultyStore(ConversationStore):
         self.fault: StoreFault | None = None
         self.refused: Collection[str] = ()
         # Everything that the store does passes one of these two.
-        prepared, connected = self._runtime.prepared, self._runtime.connected
+        prepared, connected = self.runtime.prepared, self.runtime.connected
 
         async def prepared_unless_away() -> Any:
             self._check()
@@ -43,7 +43,7 @@ class FaultyStore(ConversationStore):
             self._check()
             return await connected(*args, **kwargs)
 
-        vars(self._runtime).update(prepared=prepared_unless_away, connected=connected_unless_away)
+        vars(self.runtime).update(prepared=prepared_unless_away, connected=connected_unless_away)
 
     def take_away(self) -> None:
         """Have the store unreachable from now on: appends go on, reads come from the outbox."""

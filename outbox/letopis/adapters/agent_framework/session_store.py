@@ -7,7 +7,7 @@ from typing import Final
 
 from agent_framework import AgentSession, SessionStore
 
-from letopis.adapters._values import from_record, to_record
+from letopis.adapters._envelope import from_record, to_record
 from letopis.outbox import History
 from letopis.store import InvalidInput
 from letopis.store.cancellation import run_to_completion

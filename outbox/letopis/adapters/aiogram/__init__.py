@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from letopis.adapters.aiogram.chats import LetopisChats
+from letopis.adapters.aiogram.recording import RecordingRequestHandler
 from letopis.adapters.aiogram.storage import LetopisFsmStorage
-from letopis.adapters.aiogram.webhook import RecordingRequestHandler
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.smart_send import Sent

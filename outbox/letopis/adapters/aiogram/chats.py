@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
-from datetime import UTC, timedelta, tzinfo
 from typing import Any, Final, Literal, cast
 
 from aiogram import Bot, Dispatcher, Router
@@ -16,27 +14,24 @@ from aiogram.methods import TelegramMethod
 from aiogram.types import Message, MessageEntity, Update
 from aiogram.utils.formatting import Text
 
-from letopis.adapters.aiogram.conversion import raw
+from letopis.adapters.aiogram.conversion import AiogramTransport, raw
 from letopis.adapters.aiogram.menu_router import describe_commands, menu_router, show_titled
-from letopis.adapters.aiogram.recording import RequestRecording, UpdateRecording
-from letopis.adapters.aiogram.sending import AiogramTransport
+from letopis.adapters.aiogram.recording import RecordingRequestHandler, RequestRecording, UpdateRecording
 from letopis.adapters.aiogram.storage import LetopisFsmStorage
-from letopis.adapters.aiogram.webhook import RecordingRequestHandler
-from letopis.adapters.telegram_core.bot import BotParts, history_of
+from letopis.adapters.telegram_core.bot import BotParts, TelegramFront, notice_for
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.adapters.telegram_core.notices import notice_for
 from letopis.adapters.telegram_core.outgoing import unrecorded
-from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
+from letopis.adapters.telegram_core.smart_send import Sent
 from letopis.adapters.telegram_core.texts import COMMANDS
-from letopis.outbox import History, Incident, UnsentReply
+from letopis.outbox import Incident, UnsentReply
 from letopis.store import InvalidInput, MessageSent
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 
-class LetopisChats:
+class LetopisChats(TelegramFront):
     """The chats of an aiogram bot, in a history.
 
     ::
@@ -69,40 +64,15 @@ class LetopisChats:
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
-    def __init__(
-        self,
-        history: str | os.PathLike[str] | History,
-        *,
-        store: Any = None,
-        files: str | os.PathLike[str] | None = None,
-        threshold: int = THRESHOLD,
-        preview: int = PREVIEW,
-        titles: bool = True,
-        commands_are_messages: bool = False,
-        tz: tzinfo = UTC,
-        **options: Any,
-    ) -> None:
-        self.history, folder = history_of(history, self, store=store, files=files, options=options)
-        self._owned = not isinstance(history, History)
-        self._settings = {
-            "files": folder,
-            "threshold": threshold,
-            "preview": preview,
-            "titles": titles,
-            "commands_are_messages": commands_are_messages,
-            "tz": tz,
-        }
+    def _set_up(self) -> None:
         self._parts: dict[int, BotParts] = {}
         self._bots: dict[int, Bot] = {}
         self._requests = RequestRecording(self)
         self._updates = UpdateRecording(self, self._requests, self._handled_here)
-        self._commands: tuple[str, ...] = ()
-        self._describe = False
         self._router: Router | None = None
         self._dispatcher: Dispatcher | None = None
         self._again: set[asyncio.Task[None]] = set()
         self._drain_seconds = 10.0
-        self._resume_after = timedelta(0)
 
     # Connect.
 
@@ -125,15 +95,11 @@ class LetopisChats:
             with several processes: longer than any handler takes, because another process may still be handling them.
         :raises InvalidInput: there is no such command, or it is connected already.
         """
-        if unknown := [one for one in commands if one not in COMMANDS]:
-            raise InvalidInput("commands", f"{unknown[0]!r} is none of {', '.join(COMMANDS)}")
         if self._dispatcher is not None:
             raise InvalidInput("dispatcher", "is connected already: attach once")
+        self._offer(commands, describe=describe, resume_after_seconds=resume_after_seconds)
         self._dispatcher = dispatcher
-        self._commands = tuple(commands)
-        self._describe = describe
         self._drain_seconds = drain_seconds
-        self._resume_after = timedelta(seconds=resume_after_seconds)
         self._router = menu_router(self.parts_of, self._commands)
         dispatcher.include_router(self._router)
         dispatcher.update.outer_middleware(self._updates)
@@ -159,7 +125,7 @@ class LetopisChats:
     def parts_of(self, bot: Bot) -> BotParts:
         """Return the recorders, the menu and the smart sender of a bot, connecting to its session on first use."""
         if bot.id not in self._parts:
-            self._parts[bot.id] = BotParts.of(self.history, bot.id, **cast("Any", self._settings))
+            self._parts[bot.id] = BotParts.of(self.history, bot.id, **self._settings)
             self._bots[bot.id] = bot
         if self._requests not in bot.session.middleware:
             bot.session.middleware(self._requests)
@@ -265,10 +231,7 @@ class LetopisChats:
             parts = self.parts_of(one)
             if self._commands and self._describe:
                 await describe_commands(one, self._commands)
-            waiting = await parts.incoming.unhandled(older_than=self._resume_after)
-            if waiting:
-                logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
-            for update in waiting:
+            for update in await self._unhandled(parts):
                 recorded = await self._requests.receive(one, update)
                 self._updates.expect(one, recorded)
                 again = self._handle_again(dispatcher, one, update, recorded, data)
@@ -294,8 +257,7 @@ class LetopisChats:
             logger.warning("some updates are still being handled: they are handled again after the next start")
         for task in tuple(self._again):
             task.cancel()
-        if self._owned:
-            await self.history.close()
+        await self._close_owned()
 
     async def _handled_here(
         self, bot: Bot, parts: BotParts, recorded: Recorded, update: Update, data: dict[str, Any]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from aiogram.client.default import Default
@@ -22,9 +23,11 @@ from aiogram.exceptions import (
     TelegramUnauthorizedError,
 )
 from aiogram.methods import TelegramMethod
-from aiogram.types import InputFile, TelegramObject
+from aiogram.types import FSInputFile, InputFile, MessageEntity, ReplyParameters, TelegramObject
 
+from letopis.adapters.telegram_core.bot_api_transport import BotApiTransport
 from letopis.adapters.telegram_core.calls import Failure, failure_of
+from letopis.adapters.telegram_core.splitting import Entity
 
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (TelegramBadRequest, 400),
@@ -79,3 +82,20 @@ def failure_from(error: BaseException) -> Failure | None:
     if isinstance(error, AiogramError):
         return Failure(ending="unknown", reason=type(error).__name__)
     return None
+
+
+class AiogramTransport(BotApiTransport):
+    """Sends to one chat through aiogram."""
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        """Return what an exception means."""
+        return failure_from(error)
+
+    async def _document(self, path: Path, name: str) -> FSInputFile:
+        return FSInputFile(path, filename=name)
+
+    def _entity(self, entity: Entity) -> MessageEntity:
+        return MessageEntity.model_validate(entity)
+
+    def _reply(self, message_id: int) -> ReplyParameters:
+        return ReplyParameters(message_id=message_id, allow_sending_without_reply=True)

@@ -12,6 +12,7 @@ from letopis.store.model.parts import File
 OPENAI_FILE: Final = "openai:"
 ANTHROPIC_FILE: Final = "anthropic:"
 """URI schemes for files that were uploaded to a provider."""
+UPLOADED: Final = frozenset({"openai", "anthropic"})
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
@@ -34,8 +35,11 @@ def file_of(block: Mapping[str, Any]) -> File | None:
             return _document(inner)
         case {"type": "input_file"}:
             return _document(block)
-        case {"type": "image" | "document" as kind, "source": Mapping() as source}:
-            return _source(source, "image/*" if kind == "image" else None, block.get("title"))
+        case {"type": "file", "url": str(url)}:
+            return File(url, _text(block.get("mediaType")), _text(block.get("filename")))
+        case {"type": "image" | "document" | "audio" | "video" as kind, "source": Mapping() as source}:
+            title = about.get("filename") if isinstance(about := block.get("metadata"), Mapping) else block.get("title")
+            return _source(source, None if kind == "document" else f"{kind}/*", title)
     inline = _either(block, "inlineData")
     if isinstance(inline, Mapping) and isinstance(inline.get("data"), str):
         kind = _text(_either(inline, "mimeType"))
@@ -107,6 +111,12 @@ def _source(source: Mapping[str, Any], media_type: str | None, title: Any) -> Fi
             return File(url, media_type_of(File(url, media_type)) or None, name)
         case {"type": "file", "file_id": str(file_id)}:
             return File(ANTHROPIC_FILE + file_id, media_type, name)
+        case {"type": "data", "value": str(data), "mimeType": str(kind)}:
+            return File(f"data:{kind};base64,{data}", kind, name)
+        case {"type": "url", "value": str(url)}:
+            return File(url, _text(source.get("mimeType")) or media_type_of(File(url, media_type)) or None, name)
+        case {"type": "file", "value": str(handle), "provider": str(provider)} if provider in UPLOADED:
+            return File(f"{provider}:{handle}", _text(source.get("mimeType")) or media_type, name)
     return None
 
 

@@ -11,7 +11,7 @@ from letopis.adapters.formats._media import file_of
 from letopis.store.errors import InvalidInput
 from letopis.store.model.parts import File, Part, Text, ToolResult, UnknownPart
 
-_TEXT_TYPES: Final = frozenset({"text", "input_text", "output_text"})
+_TEXT_TYPES: Final = ("text", "input_text", "output_text")  # a tool may give a "type" that cannot be hashed
 
 
 def objects(value: Any, field: str) -> list[Mapping[str, Any]]:

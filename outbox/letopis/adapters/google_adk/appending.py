@@ -17,7 +17,7 @@ from letopis.adapters.google_adk.events import message_of, moment_of
 from letopis.adapters.google_adk.session_record import KEY, NAMESPACE, SessionRecord, has_seen, newest_of
 from letopis.adapters.google_adk.state import Delta, put_delta
 from letopis.outbox import History
-from letopis.store import ConversationGone, EventIdReused, Message, Page, RecordedMessage, VersionConflict
+from letopis.store import ConversationGone, IdReused, Message, Page, RecordedMessage, VersionConflict
 from letopis.store.model.identifiers import Owner
 
 _STALE: Final = "The session has been modified in storage since it was loaded: reload it before appending more events."
@@ -89,12 +89,12 @@ class EventAppender:
             raise StaleSessionError(_STALE) from error
         except ConversationGone as error:
             raise SessionNotFoundError(f"Session {record.session_id} not found.") from error
-        except EventIdReused as error:
+        except IdReused as error:
             raise _exists(event.id) from error
 
     async def _is_stored(self, conversation_id: str, message: Message) -> bool:
         found = await self._history.chat(conversation_id).message(message.id)
-        if found is None or not found.on_path:
+        if found is None:
             return False
         if found.message != message and not found.edited:
             raise _exists(message.id)

@@ -9,8 +9,7 @@ from typing import Final
 
 from google.adk.sessions.session import Session
 
-from letopis.adapters.google_adk.names import ROOT, app_space, user_space
-from letopis.adapters.google_adk.session_record import SessionRecord
+from letopis.adapters.google_adk.session_record import ROOT, SessionRecord, app_space, user_space
 from letopis.adapters.google_adk.state import Found, merged_state, read_all
 from letopis.outbox import History
 from letopis.store import Conversation, Page, StoreUnavailable

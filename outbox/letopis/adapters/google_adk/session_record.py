@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from hashlib import sha256
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import uuid4
 
 from google.adk.events.event import Event
 from google.adk.sessions.session import Session
 
-from letopis.adapters._values import from_record, to_record
-from letopis.adapters.google_adk.names import ROOT
+from letopis.adapters._envelope import from_record, to_record
+from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.identifiers import MAX_ID_LENGTH
 from letopis.store.model.records import Record
 
+ROOT: Final = "google_adk"
+"""The first label of all records here, and the key of a conversation's metadata that names the session."""
 NAMESPACE: Final = (ROOT,)
 KEY: Final = "session"
 
@@ -112,3 +117,37 @@ def newest_of(page: Page[RecordedMessage]) -> str | None:
     if page:
         return page[-1].id
     return "" if page.complete else None
+
+
+def conversation_of(app_name: str, user_id: str, session_id: str) -> str:
+    """Return the id of a session's conversation: ``adk/app/user/session``, or a digest if the names are long.
+
+    Two sessions never share an id, whatever characters their names contain.
+    """
+    return _joined("adk", app_name, user_id, session_id)
+
+
+def app_space(app_name: str) -> str:
+    """Return the space of the state that all users of an application share."""
+    return _joined(f"{ROOT}.app", app_name)
+
+
+def user_space(app_name: str, user_id: str) -> str:
+    """Return the space of the state that all sessions of a user share."""
+    return _joined(f"{ROOT}.user", app_name, user_id)
+
+
+def _joined(kind: str, *parts: str) -> str:
+    name = "/".join((kind, *map(_escaped, parts)))
+    return name if len(name) <= MAX_ID_LENGTH else f"{kind}/#{sha256(name.encode()).hexdigest()}"
+
+
+def _escaped(part: str) -> str:
+    """Return a part without slashes and other characters that identifiers exclude; only a digest begins with ``#``."""
+    if not isinstance(part, str):
+        raise InvalidInput("session", f"app name, user id and session id must be text, not {type(part).__name__}")
+    try:
+        part.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput("session", f"has a lone surrogate at {error.start}: it is not text") from None
+    return "".join(one if one.isprintable() and one not in "/%#" else quote(one, safe="") for one in part)

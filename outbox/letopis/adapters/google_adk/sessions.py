@@ -17,8 +17,16 @@ from google.adk.sessions.session import Session
 from letopis.adapters.google_adk.appending import EventAppender
 from letopis.adapters.google_adk.events import events_of
 from letopis.adapters.google_adk.listing import SessionListing
-from letopis.adapters.google_adk.names import ROOT, app_space, conversation_of, user_space
-from letopis.adapters.google_adk.session_record import KEY, NAMESPACE, SessionRecord, newest_of
+from letopis.adapters.google_adk.session_record import (
+    KEY,
+    NAMESPACE,
+    ROOT,
+    SessionRecord,
+    app_space,
+    conversation_of,
+    newest_of,
+    user_space,
+)
 from letopis.adapters.google_adk.state import Delta, Found, merged_state, put_delta, read_all
 from letopis.outbox import History
 from letopis.store import (

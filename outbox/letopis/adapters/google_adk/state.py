@@ -11,8 +11,8 @@ from typing import Any, Final
 from google.adk.sessions.state import State
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from letopis.adapters._values import from_record, to_record
-from letopis.adapters.google_adk.names import ROOT, app_space, user_space
+from letopis.adapters._envelope import from_record, to_record
+from letopis.adapters.google_adk.session_record import ROOT, app_space, user_space
 from letopis.outbox import History, Records, Transaction
 from letopis.store.model.records import ABSENT, Record
 

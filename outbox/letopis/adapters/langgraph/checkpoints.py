@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass
 from typing import Any, Final
 
-from letopis.adapters.langgraph.envelope import pack, unpack
 from letopis.adapters.langgraph.keys import (
     COUNTERS,
     KIND_TAG,
@@ -20,7 +19,16 @@ from letopis.adapters.langgraph.keys import (
     writes_range,
 )
 from letopis.adapters.langgraph.known import Known, known_checkpoints
-from letopis.adapters.langgraph.splitting import INLINE, Pieces, Reference, Serializer, Splitter, references
+from letopis.adapters.langgraph.splitting import (
+    INLINE,
+    Pieces,
+    Reference,
+    Serializer,
+    Splitter,
+    pack,
+    references,
+    unpack,
+)
 from letopis.outbox import History, RecordPut, Records
 from letopis.store import ABSENT, LetopisError, Record, StoreUnavailable
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -17,13 +18,13 @@ from langgraph.checkpoint.base import (
 )
 
 from letopis.adapters._blocking import wait_for
-from letopis.adapters.langgraph.checkpoints import CheckpointRecords, PendingWrite, Whole
-from letopis.adapters.langgraph.copying import copy_thread
+from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest, PendingWrite, Whole, pages
 from letopis.adapters.langgraph.delta import delta_history
-from letopis.adapters.langgraph.keys import Target, config_of, target_of
+from letopis.adapters.langgraph.keys import CHECKPOINTS, VALUES, WRITES, Namespace, Target, config_of, target_of
 from letopis.adapters.langgraph.listing import CheckpointListing
 from letopis.adapters.langgraph.pruning import delete_runs, delete_thread, prune_thread
-from letopis.store import InvalidInput
+from letopis.outbox import RecordPut
+from letopis.store import InvalidInput, Record
 from letopis.store.model.events import utc_now
 from letopis.store.model.identifiers import check_number
 from letopis.store.rules.retention import MAX_DAYS
@@ -331,3 +332,27 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
             self._config(*place, one.parent_id) if one.parent_id else None,
             [(write.task_id, write.channel, self.serde.loads_typed(write.typed)) for write in found.writes],
         )
+
+
+_AT_ONCE: Final = 200
+_KINDS: Final[Sequence[Namespace]] = (VALUES, WRITES, CHECKPOINTS)
+
+
+async def copy_thread(checkpoints: CheckpointRecords, source: Target, target: Target) -> None:
+    """Copy everything in a thread to another one.
+
+    An interrupted copy has the oldest checkpoints, each complete; copying can be repeated.
+    """
+    if source.thread_id == target.thread_id:
+        raise InvalidInput("target_thread_id", "is the thread itself")
+    put_into = checkpoints.records(target)
+    for kind in _KINDS:
+        async for page in pages(checkpoints.records(source), (*source.base, *kind), limit=_AT_ONCE):
+            await put_into.put_many([_copy(one, source, target, manifest=kind == CHECKPOINTS) for one in page])
+
+
+def _copy(record: Record, source: Target, target: Target, *, manifest: bool) -> RecordPut:
+    value = record.value
+    if manifest:
+        value = replace(Manifest.decode(value), thread_id=target.thread_id).encode()
+    return RecordPut((*target.base, *record.namespace[len(source.base) :]), record.key, value, tags=record.tags)

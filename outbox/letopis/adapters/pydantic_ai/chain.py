@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic_ai.conversation_store import ConversationEntry
 
-from letopis.adapters.pydantic_ai.entries import entry_of, is_entry, parent_of
+from letopis.adapters.pydantic_ai.entries import entry_of, id_of, is_entry, parent_of, was_entry
 from letopis.outbox import History
 from letopis.store import RecordedMessage
 
@@ -58,7 +58,7 @@ class Chain:
         before = None if oldest is None else parent_of(oldest)
         for message in reversed(self.found):
             made.append(entry_of(message, before))
-            before = message.id
+            before = id_of(message)
         return made
 
     def _is_done(self) -> bool:
@@ -86,9 +86,9 @@ class Chain:
 
     def _take(self, message: RecordedMessage) -> None:
         if is_entry(message):
-            if message.id == self._next or self._skipping:
+            if id_of(message) == self._next or self._skipping:
                 self._skipping = False
                 self.found.append(message)
                 self._next = parent_of(message)
-        elif message.redacted and message.id == self._next:
+        elif was_entry(message, self._next):
             self._skipping = True

@@ -22,12 +22,14 @@ from pydantic_core import to_jsonable_python
 from letopis.adapters.formats import to_message, with_own_items
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.identifiers import uuid7
 from letopis.store.model.messages import EMPTY, INSTRUCTIONS, Message, Role
 from letopis.store.model.parts import Content, File, Part, Reasoning, Text, ToolCall, ToolResult
 
 PROVIDER: Final = "pydantic_ai"
 """The name of this format in a message's metadata, and the metadata key for the entry's own fields."""
 _URLS: Final = frozenset({"image-url", "audio-url", "video-url", "document-url"})
+_PREFIX_LENGTH: Final = 200  # characters of an entry's id that begin the message ids of its copies
 _COUNTS: Final = {"input_tokens": "input", "output_tokens": "output", "cache_read_tokens": "cached"}
 
 
@@ -43,13 +45,35 @@ def message_of(entry: ConversationEntry) -> Message:
     role, content = _understood(item)
     message = to_message(item, provider=PROVIDER, role=role, content=content)
     tokens, usage = _usage(item.get("usage") or {})
-    about = {"parent": entry.parent_id, "kind": entry.kind}
+    about = {"id": entry.id, "parent": entry.parent_id, "kind": entry.kind}
     return replace(message, id=entry.id, tokens=tokens, usage=usage, metadata={**message.metadata, PROVIDER: about})
 
 
 def is_entry(message: RecordedMessage) -> bool:
     """Return True if a message is an entry of Pydantic AI and was not redacted."""
     return isinstance(message.message.metadata.get(PROVIDER), Mapping)
+
+
+def id_of(message: RecordedMessage) -> str:
+    """Return the id of an entry; its message has another one if a branch brought it back to the path."""
+    entry_id: str = message.message.metadata[PROVIDER]["id"]
+    return entry_id
+
+
+def copy_of(message: RecordedMessage) -> Message:
+    """Return an entry's message to append once more, under an id that tells whose it is after a redaction, too."""
+    return replace(message.message, id=f"{_prefix(id_of(message))}{uuid7()}")
+
+
+def was_entry(message: RecordedMessage, entry_id: str | None) -> bool:
+    """Return True if a message was the entry, or a copy of it, and was redacted."""
+    if not message.redacted or entry_id is None:
+        return False
+    return message.id == entry_id or message.id.startswith(_prefix(entry_id))
+
+
+def _prefix(entry_id: str) -> str:
+    return f"{entry_id[:_PREFIX_LENGTH]}~"
 
 
 def parent_of(message: RecordedMessage) -> str | None:
@@ -62,7 +86,7 @@ def entry_of(message: RecordedMessage, parent_id: str | None) -> ConversationEnt
     """Convert a message to an entry; one that was edited since is built from its content."""
     [(whole, own, _)] = with_own_items([message], PROVIDER)
     found = _built(whole) if own is None else ModelMessagesTypeAdapter.validate_python([own])[0]
-    return ConversationEntry(id=message.id, parent_id=parent_id, message=found)
+    return ConversationEntry(id=id_of(message), parent_id=parent_id, message=found)
 
 
 def _understood(item: Mapping[str, Any]) -> tuple[Role, Content]:

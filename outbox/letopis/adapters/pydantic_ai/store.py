@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, Literal
+from functools import cache
+from hashlib import sha256
+from typing import Any, Final
 
+from pydantic import TypeAdapter
 from pydantic_ai.conversation import Conversation
 from pydantic_ai.conversation_store import (
     ConversationConflict,
@@ -18,26 +20,25 @@ from pydantic_ai.conversation_store import (
 )
 from pydantic_ai.messages import repair_messages
 from pydantic_ai.run import AgentRunResult
+from pydantic_core import to_jsonable_python
 
+from letopis.adapters._envelope import from_record, to_record
 from letopis.adapters.pydantic_ai.chain import Chain
-from letopis.adapters.pydantic_ai.path import PathChange, plan_path
-from letopis.adapters.pydantic_ai.record import KEY, NAMESPACE, from_json, tags_of, to_json
+from letopis.adapters.pydantic_ai.path import plan_path
 from letopis.outbox import History, RecordReceipt
 from letopis.store import (
     ABSENT,
     ConversationGone,
     ConversationRewound,
     InvalidInput,
-    LetopisError,
-    NotConfirmed,
+    NotSaved,
     Record,
     RecordConflict,
     Saved,
     StoreUnavailable,
 )
 from letopis.store.cancellation import run_to_completion
-
-logger = logging.getLogger("letopis.adapters.pydantic_ai")
+from letopis.store.model.records import MAX_TAG_BYTES, Tag
 
 _REMEMBERED: Final = 10_000
 """How many entries' conversations the store remembers."""
@@ -60,7 +61,9 @@ class LetopisConversationStore(ConversationStore):
     effect.
 
     The path of the conversation follows the record's head: what a branch leaves behind is off the path, and stays in
-    the log. Messages that another program appended to the conversation are not entries, and are not loaded.
+    the log. Going back to it appends its messages once more, under new ids that begin with those of their entries; the
+    entries stay the same. Messages that another program appended to the conversation are not entries, and are not
+    loaded.
 
     The scope is the owner of the conversation. A fork reads the messages that it shares with its parent without copying
     them.
@@ -69,10 +72,10 @@ class LetopisConversationStore(ConversationStore):
     the result is never ``None``.
 
     :param history: opened on first use, not closed here.
-    :param confirm: ``"store"`` if several outboxes write the same conversations: a save then waits for the history
+    :param in_store: ``True`` if several outboxes write the same conversations: a save then waits for the history
         store, and raises ``ConversationConflict`` if another outbox was first. By default the next load shows the
         conflict.
-    :param timeout: with ``confirm``: seconds to wait.
+    :param timeout: with ``in_store``: seconds to wait.
     :param require_complete: ``True`` to raise ``StoreUnavailable`` from :meth:`load` while the history store is
         unreachable and the outbox does not hold all messages; by default it loads those that the outbox retains, and a
         save continues from them.
@@ -82,16 +85,16 @@ class LetopisConversationStore(ConversationStore):
         self,
         history: History,
         *,
-        confirm: Literal["store"] | None = None,
+        in_store: bool = False,
         timeout: float = 10.0,
         require_complete: bool = False,
     ) -> None:
         if not isinstance(history, History):
             raise InvalidInput("history", f"must be a History, not {type(history).__name__}")
-        if confirm not in (None, "store"):
-            raise InvalidInput("confirm", "must be 'store' or None")
+        if not isinstance(in_store, bool):
+            raise InvalidInput("in_store", f"must be True or False, not {type(in_store).__name__}")
         self._history = history
-        self._confirm = confirm
+        self._in_store = in_store
         self._timeout = timeout
         self._require_complete = require_complete
         self._homes: OrderedDict[str, str] = OrderedDict()
@@ -187,18 +190,18 @@ class LetopisConversationStore(ConversationStore):
         """Store a record and new entries in one transaction, which a cancelled caller does not interrupt.
 
         :raises ConversationConflict: the stored revision is different, or the head is not a stored entry; nothing was
-            written. With ``confirm``, entries that lost against another outbox stay in the log.
+            written. With ``in_store``, entries that lost against another outbox stay in the log.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
-        :raises NotConfirmed: with ``confirm``: written, but not delivered within ``timeout``.
+        :raises NotSaved: with ``in_store``: written, but not delivered within ``timeout``.
         :raises LetopisError: as for ``History.append``.
         """
         receipt = await run_to_completion(self._write(record, new_entries, expected_revision))
-        if receipt is None or self._confirm is None:
+        if receipt is None or not self._in_store:
             return
         if await receipt.superseded(self._timeout):
             raise ConversationConflict(record.conversation_id)
         if await receipt.state() is not Saved.SAVED:
-            raise NotConfirmed(conversation_id=record.conversation_id, event_ids=())
+            raise NotSaved(conversation_id=record.conversation_id, event_ids=())
 
     async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
         """Erase a conversation: its record and its messages, except those that a fork reads. The id can be used again.
@@ -251,7 +254,10 @@ class LetopisConversationStore(ConversationStore):
             return None  # a retry of a completed write
         if (None if stored is None else from_json(stored.value).revision) != expected_revision:
             raise ConversationConflict(conversation_id)
-        change = await self._plan(record, new_entries, stored)
+        try:
+            events = await plan_path(self._history, record, new_entries, is_new=stored is None)
+        except LookupError as error:
+            raise ConversationConflict(conversation_id) from error
         records = self._history.records(conversation=conversation_id)
         try:
             async with self._history.transaction() as tx:
@@ -263,34 +269,13 @@ class LetopisConversationStore(ConversationStore):
                     expected=ABSENT if stored is None else stored.revision,
                     tags=tags_of(record.scope),
                 )
-                if change.events:
-                    await tx.append(conversation_id, *change.events, owner=record.scope or None)
+                if events:
+                    await tx.append(conversation_id, *events, owner=record.scope or None)
         except (RecordConflict, ConversationGone) as error:
             raise ConversationConflict(conversation_id) from error
         if record.head_id is not None:
             self._remember(record.head_id, conversation_id)
-        if change.replace:
-            await self._show(conversation_id, record)
         return receipt
-
-    async def _plan(
-        self, record: ConversationRecord, new_entries: Sequence[ConversationEntry], stored: Record | None
-    ) -> PathChange:
-        try:
-            return await plan_path(self._history, record, new_entries, is_new=stored is None)
-        except LookupError as error:
-            raise ConversationConflict(record.conversation_id) from error
-
-    async def _show(self, conversation_id: str, record: ConversationRecord) -> None:
-        """Put the head's branch back on the path; the save does not depend on this."""
-        try:
-            chain = Chain(self._history, record.head_id, None)
-            await chain.follow(conversation_id)
-            if chain.complete:
-                messages = [one.message for one in reversed(chain.found)]
-                await self._history.chat(conversation_id).replace(messages, owner=record.scope or None, reason="branch")
-        except (LetopisError, LookupError) as error:
-            logger.warning("the path of a conversation does not follow its record yet: %s", error)
 
     async def _erase(self, conversation_id: str, stored: Record) -> None:
         records = self._history.records(conversation=conversation_id)
@@ -310,3 +295,36 @@ class LetopisConversationStore(ConversationStore):
         self._homes.move_to_end(entry_id)
         if len(self._homes) > _REMEMBERED:
             self._homes.popitem(last=False)
+
+
+NAMESPACE: Final = ("pydantic_ai",)
+KEY: Final = "record"
+_KIND: Final = "pydantic_ai"
+_SCOPE: Final = "pydantic_ai.scope"
+
+
+@cache
+def _adapter() -> TypeAdapter[ConversationRecord]:
+    return TypeAdapter(ConversationRecord)
+
+
+def to_json(record: ConversationRecord) -> Any:
+    """Return a record in its stored form."""
+    dumped = _adapter().dump_python(record, mode="json")
+    return to_record(to_jsonable_python(dumped, inf_nan_mode="null"))
+
+
+def from_json(value: Any) -> ConversationRecord:
+    """Return the record that :func:`to_json` converted."""
+    return _adapter().validate_python(from_record(value))
+
+
+def tags_of(scope: str | None) -> Mapping[str, Tag]:
+    """Return the tags that find the records of a scope, or of all scopes for ``None``."""
+    return {_KIND: KEY} if scope is None else {_KIND: KEY, _SCOPE: _short(scope)}
+
+
+def _short(scope: str) -> str:
+    """Return a scope as a tag; for a long one, its digest."""
+    encoded = scope.encode()
+    return scope if len(encoded) < MAX_TAG_BYTES // 2 else f"#{sha256(encoded).hexdigest()}"

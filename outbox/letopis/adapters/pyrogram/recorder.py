@@ -6,11 +6,9 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,16 +23,15 @@ from letopis.adapters.pyrogram.conversion import (
     result_of,
     update_id,
 )
-from letopis.adapters.telegram_core.bot import BotParts, history_of
+from letopis.adapters.telegram_core.bot import BotParts, TelegramFront, notice_for
 from letopis.adapters.telegram_core.calls import Failure
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.adapters.telegram_core.notices import notice_for
 from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
-from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
+from letopis.adapters.telegram_core.smart_send import Sent
 from letopis.adapters.telegram_core.splitting import Entity
-from letopis.outbox import History, Incident, UnsentReply
+from letopis.outbox import Incident, UnsentReply
 from letopis.store import InvalidInput, LetopisError, MessageSent
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
@@ -44,7 +41,7 @@ GROUP: Final = -100
 _REMEMBERED: Final = 10_000
 
 
-class LetopisRecorder:
+class LetopisRecorder(TelegramFront):
     """Records the chats of one client, and gives handlers access to their history.
 
     ::
@@ -74,29 +71,7 @@ class LetopisRecorder:
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
-    def __init__(
-        self,
-        history: str | os.PathLike[str] | History,
-        *,
-        store: Any = None,
-        files: str | os.PathLike[str] | None = None,
-        threshold: int = THRESHOLD,
-        preview: int = PREVIEW,
-        titles: bool = True,
-        commands_are_messages: bool = False,
-        tz: tzinfo = UTC,
-        **options: Any,
-    ) -> None:
-        self._owned = not isinstance(history, History)
-        self.history, folder = history_of(history, self, store=store, files=files, options=options)
-        self._settings: dict[str, Any] = {
-            "files": folder,
-            "threshold": threshold,
-            "preview": preview,
-            "titles": titles,
-            "commands_are_messages": commands_are_messages,
-            "tz": tz,
-        }
+    def _set_up(self) -> None:
         self._client: Any = None
         self._parts: BotParts | None = None
         self._recorded: OrderedDict[tuple[int, int], Recorded] = OrderedDict()
@@ -110,8 +85,7 @@ class LetopisRecorder:
 
     async def close(self) -> None:
         """Close the history if the recorder opened it; it also closes when the event loop ends."""
-        if self._owned:
-            await self.history.close()
+        await self._close_owned()
 
     def attach(self, client: Client) -> None:
         """From now on, record what a client receives and sends.

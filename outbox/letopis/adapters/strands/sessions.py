@@ -9,7 +9,7 @@ from typing import Any, Final
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from letopis.adapters._values import from_record, to_record
+from letopis.adapters._envelope import from_record, to_record
 from letopis.adapters.strands.messages import AGENT, from_recorded, number_of, to_message, updated_content
 from letopis.outbox import History
 from letopis.store import ABSENT, Filter, RecordConflict, RecordedMessage, StoreUnavailable

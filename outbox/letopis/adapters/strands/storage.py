@@ -6,15 +6,16 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from strands.storage import Storage
 from strands.types.exceptions import StorageError
 
-from letopis.adapters.strands.keys import ROOT, key_at, place_of, range_of
 from letopis.outbox import History
 from letopis.store import InvalidInput, LetopisError
 from letopis.store.cancellation import run_to_completion
 
+ROOT: Final = "strands"
 _AT_ONCE = 500
 
 
@@ -94,3 +95,46 @@ def _errors_of(deed: str, key: str) -> Iterator[None]:
         yield
     except (LetopisError, ValueError) as error:
         raise StorageError(f"cannot {deed} {key!r}: {error}") from error
+
+
+_DEEPEST: Final = 2
+"""How many labels of a key form its namespace. Records of one namespace, as of a session, are delivered in order."""
+
+Place = tuple[tuple[str, ...], str]
+"""Namespace and key of a record."""
+
+
+def place_of(key: str) -> Place:
+    """Return the place of a key. Slashes are interpreted as in Strands' own storages.
+
+    :raises ValueError: the key is empty, or contains a backslash or ``..``.
+    """
+    labels = [label for label in _checked(key).split("/") if label]
+    if not labels:
+        raise ValueError("the key is empty")
+    deep = min(_DEEPEST, len(labels) - 1)
+    return (ROOT, *labels[:deep]), "/".join(labels[deep:])
+
+
+def key_at(place: Place) -> str:
+    """Return the key of a place."""
+    namespace, key = place
+    return "/".join((*namespace[1:], key))
+
+
+def range_of(prefix: str) -> tuple[tuple[str, ...], str]:
+    """Return the namespace that contains all keys with a prefix, and the prefix in its normal form.
+
+    :raises ValueError: the prefix contains a backslash or ``..``.
+    """
+    labels = _checked(prefix).split("/")
+    whole = [label for label in labels[:-1] if label]
+    return (ROOT, *whole[:_DEEPEST]), "/".join((*whole, labels[-1]))
+
+
+def _checked(text: str) -> str:
+    if "\\" in text:
+        raise ValueError("a key has no backslashes")
+    if ".." in text.split("/"):
+        raise ValueError("a key has no segment that is '..'")
+    return text

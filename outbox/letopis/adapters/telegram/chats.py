@@ -4,29 +4,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, timedelta, tzinfo
 from typing import Any, Final, cast
 
 from telegram import Message, MessageEntity, Update
 from telegram.ext import Application
 
 from letopis.adapters.telegram import menu_screens
-from letopis.adapters.telegram.building import RecordingBuilder
-from letopis.adapters.telegram.conversion import raw, update_from
+from letopis.adapters.telegram.conversion import PtbTransport, raw, update_from
 from letopis.adapters.telegram.persistence import LetopisPersistence
-from letopis.adapters.telegram.recording import RecordingQueue
-from letopis.adapters.telegram.sending import PtbTransport
-from letopis.adapters.telegram_core.bot import BotParts, bot_id_of, history_of
+from letopis.adapters.telegram.recording import RecordingBuilder, RecordingQueue
+from letopis.adapters.telegram_core.bot import BotParts, TelegramFront, bot_id_of, notice_for
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.adapters.telegram_core.notices import notice_for
 from letopis.adapters.telegram_core.outgoing import unrecorded
-from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
+from letopis.adapters.telegram_core.smart_send import Sent
 from letopis.adapters.telegram_core.texts import COMMANDS
-from letopis.outbox import History, Incident, UnsentReply
+from letopis.outbox import Incident, UnsentReply
 from letopis.store import InvalidInput, LetopisError, MessageSent
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
@@ -35,7 +30,7 @@ _WITH_HISTORY: Final = ("message", "business_message", "channel_post", "callback
 """Updates whose handlers get a history even in a chat that has none yet."""
 
 
-class LetopisChats:
+class LetopisChats(TelegramFront):
     """The chats of a python-telegram-bot application, in a history.
 
     ::
@@ -69,35 +64,10 @@ class LetopisChats:
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
-    def __init__(
-        self,
-        history: str | os.PathLike[str] | History,
-        *,
-        store: Any = None,
-        files: str | os.PathLike[str] | None = None,
-        threshold: int = THRESHOLD,
-        preview: int = PREVIEW,
-        titles: bool = True,
-        commands_are_messages: bool = False,
-        tz: tzinfo = UTC,
-        **options: Any,
-    ) -> None:
-        self._owned = not isinstance(history, History)
-        self.history, folder = history_of(history, self, store=store, files=files, options=options)
-        self._settings: dict[str, Any] = {
-            "files": folder,
-            "threshold": threshold,
-            "preview": preview,
-            "titles": titles,
-            "commands_are_messages": commands_are_messages,
-            "tz": tz,
-        }
+    def _set_up(self) -> None:
         self._parts: BotParts | None = None
         self._application: Any = None
         self._queue: RecordingQueue | None = None
-        self._commands: tuple[str, ...] = ()
-        self._describe = False
-        self._resume_after = timedelta(0)
         self._persistence: LetopisPersistence | None = None
         self._histories: dict[int, ChatHistory | None] = {}
         self._ended = False
@@ -120,10 +90,7 @@ class LetopisChats:
             with several processes: longer than any handler takes, because another process may still be handling them.
         :raises InvalidInput: there is no such command.
         """
-        if unknown := [one for one in commands if one not in COMMANDS]:
-            raise InvalidInput("commands", f"{unknown[0]!r} is none of {', '.join(COMMANDS)}")
-        self._commands, self._describe = tuple(commands), describe
-        self._resume_after = timedelta(seconds=resume_after_seconds)
+        self._offer(commands, describe=describe, resume_after_seconds=resume_after_seconds)
         return RecordingBuilder(self, self._connect)
 
     def persistence(self, **options: Any) -> LetopisPersistence:
@@ -240,10 +207,7 @@ class LetopisChats:
         await self.history.prepare()
         if self._commands and self._describe:
             await menu_screens.describe(self._application.bot, self._commands)
-        waiting = await self.parts.incoming.unhandled(older_than=self._resume_after)
-        if waiting:
-            logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
-        for update in waiting:
+        for update in await self._unhandled(self.parts):
             await self._application.update_queue.put_again(update_from(update, self._application.bot))
 
     async def end(self) -> None:
@@ -253,8 +217,8 @@ class LetopisChats:
             await self._close_at_last()
 
     async def _close_at_last(self) -> None:
-        if self._owned and self._ended:
-            await self.history.close()
+        if self._ended:
+            await self._close_owned()
 
     async def handled_here(self, recorded: Recorded, update: Update) -> bool:
         """Handle the menu's updates before the bot's handlers, which often accept every message."""

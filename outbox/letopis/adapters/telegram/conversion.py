@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, cast
 
-from telegram import InputFile, TelegramObject, Update
+from telegram import InputFile, MessageEntity, ReplyParameters, TelegramObject, Update
 from telegram.error import (
     BadRequest,
     ChatMigrated,
@@ -20,7 +22,9 @@ from telegram.error import (
     TelegramError,
 )
 
+from letopis.adapters.telegram_core.bot_api_transport import BotApiTransport
 from letopis.adapters.telegram_core.calls import Failure, failure_of
+from letopis.adapters.telegram_core.splitting import Entity
 
 _CODES: Final[tuple[tuple[type[TelegramError], int], ...]] = (
     (BadRequest, 400),
@@ -90,3 +94,20 @@ def _seconds(error: RetryAfter) -> float:
     if told is None:
         told = error.retry_after
     return told.total_seconds() if isinstance(told, timedelta) else float(told)
+
+
+class PtbTransport(BotApiTransport):
+    """Sends to one chat through python-telegram-bot."""
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        """Return what an exception means."""
+        return failure_from(error)
+
+    async def _document(self, path: Path, name: str) -> Any:
+        return InputFile(await asyncio.to_thread(path.read_bytes), filename=name)
+
+    def _entity(self, entity: Entity) -> Any:
+        return MessageEntity.de_json(dict(entity), None)
+
+    def _reply(self, message_id: int) -> Any:
+        return ReplyParameters(message_id=message_id, allow_sending_without_reply=True)

@@ -9,16 +9,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from telegram import Update
+from telegram._utils.defaultvalue import DefaultValue
 from telegram.error import ChatMigrated, NetworkError
-from telegram.ext import BaseRateLimiter, BaseUpdateProcessor
+from telegram.ext import Application, ApplicationBuilder, BaseRateLimiter, BaseUpdateProcessor
 
 from letopis.adapters.telegram.conversion import failure_from, payload_of, raw
-from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.bot import BotParts, ResumedTurns
 from letopis.adapters.telegram_core.calls import Failure
 from letopis.adapters.telegram_core.incoming import NOT_NOW, Recorded
 from letopis.adapters.telegram_core.outgoing import current_update
-from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
-from letopis.store import LetopisError
+from letopis.store import InvalidInput, LetopisError
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
@@ -233,3 +233,38 @@ def _close(handlers: Awaitable[Any]) -> None:
     close = getattr(handlers, "close", None)
     if close is not None:
         close()
+
+
+class RecordingBuilder(ApplicationBuilder[Any, Any, Any, Any, Any, Any]):
+    """An ``ApplicationBuilder``, created by ``LetopisChats.builder()``.
+
+    A given rate limiter and update processor are wrapped. The builder creates the queue, the bot and the updater
+    itself, so those cannot be given.
+    """
+
+    __slots__ = ("_chats", "_connect")
+
+    def __init__(self, chats: Connected, connect: Callable[[Any, RecordingQueue], None]) -> None:
+        super().__init__()
+        self._chats = chats
+        self._connect = connect
+
+    def build(self) -> Application[Any, Any, Any, Any, Any, Any]:
+        """Build the application.
+
+        :raises InvalidInput: a bot, an updater or a queue was given.
+        """
+        for name in ("bot", "update_queue"):
+            if not isinstance(getattr(self, f"_{name}"), DefaultValue):
+                raise InvalidInput(name, "cannot be given: the builder makes it, so that everything is recorded")
+        if not isinstance(self._updater, DefaultValue) and self._updater is not None:
+            raise InvalidInput("updater", "cannot be given, except None: the builder makes it")
+        inner: BaseUpdateProcessor = DefaultValue.get_value(self._update_processor)
+        queue = RecordingQueue(self._chats)
+        self.update_queue(queue)
+        limiter: Any = DefaultValue.get_value(self._rate_limiter)
+        self.rate_limiter(RecordingLimiter(self._chats, limiter))
+        self.concurrent_updates(RecordingProcessor(self._chats, queue, inner))
+        application = super().build()
+        self._connect(application, queue)
+        return application

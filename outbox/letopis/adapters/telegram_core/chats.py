@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -13,6 +13,7 @@ from letopis.adapters.telegram_core.answer_files import AnswerFiles
 from letopis.adapters.telegram_core.keys import ChatKey, message_id
 from letopis.outbox import History, Receipt
 from letopis.store import Conversation, ConversationGone, InvalidInput, RecordedMessage, StoreUnavailable
+from letopis.store.cancellation import run_to_completion
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
@@ -129,15 +130,27 @@ class Chats:
                 return
 
     async def redact(self, conversation_id: str, message_id: str, *, reason: str | None) -> Receipt:
-        """Erase the content of a message, with the file as which it was sent, which goes first."""
-        await self.files.remove([message_id])
-        return await self.history.chat(conversation_id).redact(message_id, reason=reason)
+        """Erase the content of a message, with the file as which it was sent.
+
+        :raises Held: an operator holds the conversation or its owner; nothing was erased.
+        """
+        redact = self.history.chat(conversation_id).redact(message_id, reason=reason)
+        return await run_to_completion(self._with_files(redact, [message_id]))
 
     async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
-        """Delete a conversation, with the files as which its answers were sent, which go first."""
+        """Delete a conversation, with the files as which its answers were sent.
+
+        :raises Held: an operator holds the conversation or its owner; nothing was erased.
+        """
         messages = await self.history.messages(conversation_id, last=None, every=True)
-        await self.files.remove(one.id for one in messages)
-        return await self.history.chat(conversation_id).delete(reason=reason)
+        delete = self.history.chat(conversation_id).delete(reason=reason)
+        return await run_to_completion(self._with_files(delete, [message.id for message in messages]))
+
+    async def _with_files(self, erasure: Awaitable[Receipt], message_ids: Iterable[str]) -> Receipt:
+        # The files come last: a hold may refuse the erasure.
+        receipt = await erasure
+        await self.files.remove(message_ids)
+        return receipt
 
     async def find(self, key: ChatKey, number: int, *, chat_id: int) -> RecordedMessage | None:
         """Return the message of a settled place with a number in Telegram; ``None`` if it is not known.

@@ -27,7 +27,7 @@ from letopis.adapters.telegram_core.updates import (
 )
 from letopis.store import (
     Closed,
-    EventIdReused,
+    IdReused,
     InvalidInput,
     LetopisError,
     Message,
@@ -197,7 +197,7 @@ class IncomingRecorder:
     async def _append(self, tx: Any, work: _Work) -> None:
         try:
             await tx.append(work.conversation_id, *work.events, owner=work.owner, occurred_at=work.occurred_at)
-        except EventIdReused:
+        except IdReused:
             # The same message arrived under another update id, or another bot in this conversation recorded it.
             logger.info("a message was recorded before", extra={"conversation_id": work.conversation_id})
 

@@ -22,23 +22,14 @@ _TABLES: Final = (
     ) WITHOUT ROWID""",
     """CREATE INDEX IF NOT EXISTS ix_letopis_telegram_updates_unhandled
         ON letopis_telegram_updates (conversation_id) WHERE handled_at IS NULL""",
-    # What is erased is gone from here too, whichever program erases it: the raw update holds the message.
-    # Retention marks what it takes away as a reset does, and the new words that wait are not among that.
-    """CREATE TRIGGER IF NOT EXISTS letopis_telegram_erased AFTER UPDATE OF deleted ON letopis_outbox_lanes
-        WHEN NEW.deleted <> OLD.deleted AND (NEW.deleted > 0 OR EXISTS (
-            SELECT 1 FROM letopis_outbox_events WHERE lane = NEW.lane AND sequence = -NEW.deleted
-            AND type = 'conversation.rewound' AND json_extract(data, '$.erase')
-        )) BEGIN
-            UPDATE letopis_telegram_updates SET data = '', handled_at = received_at
-            WHERE conversation_id = NEW.conversation_id AND handled_at IS NULL;
-        END""",
-    # An outbox inserts into this view each erasure that it carries out.
+    # What is erased is gone from here too, whichever program erases it: the raw update holds the message. An outbox
+    # inserts into this view each erasure that it carries out.
     "CREATE VIEW IF NOT EXISTS letopis_erasing AS SELECT NULL AS kind, NULL AS subject, NULL AS held WHERE 0",
     """CREATE TRIGGER IF NOT EXISTS letopis_telegram_erasing INSTEAD OF INSERT ON letopis_erasing BEGIN
             UPDATE letopis_telegram_updates SET data = '', handled_at = received_at
-            WHERE handled_at IS NULL AND coalesce(conversation_id, owner_id, '') NOT IN (
-                SELECT value FROM json_each(NEW.held)
-            ) AND (NEW.subject = iif(NEW.kind = 'conversation', conversation_id, owner_id)
+            WHERE handled_at IS NULL AND coalesce(conversation_id, '') NOT IN (SELECT value FROM json_each(NEW.held))
+            AND coalesce(owner_id, '') NOT IN (SELECT value FROM json_each(NEW.held))
+            AND (NEW.subject = iif(NEW.kind = 'conversation', conversation_id, owner_id)
                 OR (NEW.kind = 'person' AND NEW.subject = author));
         END""",
     """CREATE TABLE IF NOT EXISTS letopis_telegram_languages (

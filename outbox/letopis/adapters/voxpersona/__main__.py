@@ -15,8 +15,8 @@ import click
 from letopis.adapters.voxpersona.drop_in import OUTBOX
 from letopis.adapters.voxpersona.importing import Imported, import_folder
 from letopis.adapters.voxpersona.reading import Note
+from letopis.ops.config.settings import load_settings
 from letopis.outbox import History
-from letopis.outbox.config.settings import load_settings
 from letopis.store import InvalidInput, LetopisError
 
 

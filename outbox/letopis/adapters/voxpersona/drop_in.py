@@ -26,7 +26,7 @@ from letopis.store import (
     ConversationActivated,
     ConversationGone,
     Event,
-    EventIdReused,
+    IdReused,
     InvalidInput,
     LetopisError,
     Message,
@@ -341,7 +341,7 @@ class ConversationManager:
         more: list[Event | Body] = [*([] if sent is None else [sent]), *([] if active else [ConversationActivated()])]
         try:
             self._history.append(conversation_id, message, *more, owner=user_id, occurred_at=occurred_at)
-        except EventIdReused:
+        except IdReused:
             there = self._history.chat(conversation_id).message(message.id)
             if there is not None and (there.role, there.text) == (message.role, message.text):
                 return False

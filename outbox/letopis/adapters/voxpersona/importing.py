@@ -16,8 +16,8 @@ from anyio import to_thread
 from letopis.adapters.voxpersona import mapping
 from letopis.adapters.voxpersona.chats import KEY, LABELS
 from letopis.adapters.voxpersona.reading import FolderReader, FoundChat, FoundUser, Note
+from letopis.ops.transfer.importer import ImportCounts, Importer, try_out
 from letopis.outbox import History
-from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
 from letopis.store import (
     Body,
     ConversationActivated,

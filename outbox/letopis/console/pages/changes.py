@@ -10,10 +10,10 @@ from starlette.responses import Response, StreamingResponse
 from letopis.console.pages.answers import action, problem
 from letopis.console.visit import Fields, Visit, field
 from letopis.outbox.history.chat import Chat
+from letopis.outbox.history.exporter import Exporter, Incomplete, RecordSource
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.repair import checked_reason
-from letopis.outbox.transfer.exporter import Exporter, Incomplete, RecordSource
 from letopis.store.errors import ConversationGone, InvalidInput
 from letopis.store.model.identifiers import check_identifier
 

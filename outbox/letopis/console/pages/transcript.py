@@ -141,7 +141,7 @@ def _moved(cursor: str, versions: int) -> str:
 async def _moment_of(history: History, name: str, version: int) -> Any:
     """Return when the event of a version occurred; ``None`` if it is not known."""
     try:
-        events = await history.chat(name).events(after=version - 1, limit=1)
+        events = await history.chat(name).events(after=version - 1, first=1)
     except LetopisError:
         return None
     return events[0].occurred_at if events and events[0].version == version else None
