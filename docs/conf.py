@@ -76,10 +76,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!letopis\.).*"),
     ("py:.*", r"letopis\..*\.T"),
     # What only `History` and `ConversationStore` make.
-    ("py:class", r"letopis\.(outbox\.history\._opening\.Parts|store\._runtime\.StoreRuntime)"),
+    ("py:class", r"letopis\.(outbox\.history\.opening\.Parts|store\.runtime\.StoreRuntime)"),
     # What only the daemon gives its relays.
     ("py:class", r"letopis\.outbox\.relay\.(lease\.LeaseLock|relay\.Watch|dispatcher\.RelayMemory)"),
-    ("py:class", r"letopis\.store\.maintenance\.due_checkpoints\.DueCheckpoints"),
 ]
 
 # A public name is documented where people import it from; code and docstrings may name the room where it is defined.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header
@@ -21,8 +22,9 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from letopis import (
-    EventIdReused,
+    CallerError,
     History,
+    IdReused,
     InvalidInput,
     LetopisError,
     Message,
@@ -92,26 +94,31 @@ async def ask(
 async def answer(
     conversation: str, question_id: str, user: str
 ) -> AsyncIterator[str]:
-    answer_id = f"{question_id}/answer"
     # What came meanwhile, such as an answer that was cut off, is left out.
     context = await history.context(
         conversation, turns=20, until=question_id
     )
-    try:
-        async with history.reply(
-            conversation,
-            owner=user,
-            message_id=answer_id,
-            confirm=False,
-        ) as reply:
-            async for piece in think(
-                openai_chat.from_messages(context.messages)
-            ):
-                await reply.add(piece)
-                yield piece
-    except EventIdReused:  # asked again, and answered already
-        found = await history.chat(conversation).message(answer_id)
-        yield found.text if found is not None else ""
+    for attempt in count(1):
+        answer_id = f"{question_id}/answer-{attempt}"
+        try:
+            async with history.reply(
+                conversation,
+                owner=user,
+                message_id=answer_id,
+                confirm=False,
+            ) as reply:
+                async for piece in think(
+                    openai_chat.from_messages(context.messages)
+                ):
+                    await reply.add(piece)
+                    yield piece
+        except IdReused:  # asked again, and answered already
+            found = await history.chat(conversation).message(answer_id)
+            # One that was cut off stays as it is, and is written anew.
+            if found is None or found.interrupted:
+                continue
+            yield found.text
+        return
 
 
 async def think(messages: list[dict[str, Any]]) -> AsyncIterator[str]:
@@ -133,25 +140,31 @@ async def read(
     page = await history.messages(
         f"{user}/{chat}", last=50, before=before
     )
-    said = [
+    messages = [
         {
-            "id": one.id,
-            "role": one.role,
-            "text": one.text,
-            "interrupted": one.interrupted,
+            "id": message.id,
+            "role": message.role,
+            "text": message.text,
+            "interrupted": message.interrupted,
         }
-        for one in page
+        for message in page
     ]
     return {
-        "messages": said,
+        "messages": messages,
         "before": page.next,
         "complete": page.complete,
     }
 
 
 @app.exception_handler(InvalidInput)
-async def refused(_: Any, error: Exception) -> JSONResponse:
+async def invalid(_: Any, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+@app.exception_handler(IdReused)  # a kind of InvalidInput
+@app.exception_handler(CallerError)  # such as a deleted conversation
+async def conflict(_: Any, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=409)
 
 
 @app.exception_handler(LetopisError)
