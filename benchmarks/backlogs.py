@@ -77,8 +77,8 @@ class Backlog:
 
 async def durability_of(store: ConversationStore) -> Durability:
     """Return the durability of what a store applies, read in such a transaction."""
-    async with store._runtime.callers_engine.connect() as connection:
-        await store._runtime.dialect.begin_apply(connection)
+    async with store.runtime.callers_engine.connect() as connection:
+        await store.runtime.dialect.begin_apply(connection)
 
         async def ask(statement: str) -> Any:
             return (await connection.exec_driver_sql(statement)).scalar_one()

@@ -127,7 +127,7 @@ async def _copy_slice(
         ),
         f"UPDATE {log_heads.name} SET position = {position + last_number}",
     ]
-    async with store._runtime.callers_engine.begin() as connection:
+    async with store.runtime.callers_engine.begin() as connection:
         for statement in statements:
             await connection.exec_driver_sql(
                 statement.replace("%", "%%") if kind not in ("postgresql", "sqlite") else statement
@@ -148,6 +148,6 @@ async def _settle(store: ConversationStore) -> None:
         finally:
             await connection.close()
     elif kind != "sqlite":
-        async with store._runtime.callers_engine.begin() as opened:
+        async with store.runtime.callers_engine.begin() as opened:
             for table in (events, messages, conversations):
                 await opened.exec_driver_sql(f"ANALYZE TABLE {table.name}")

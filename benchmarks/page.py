@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from benchmarks import instructions
 from benchmarks.figures import Figure
 from benchmarks.judging import Figures, Verdict, unequal
 from benchmarks.plotting import Bar, bars, rounded
@@ -58,6 +60,7 @@ def page(report: Mapping[str, Any]) -> str:
             lines += ["", f"## {title}", "", *section(title, shown)]
         if prefixes in _EXPLAINED:
             lines += ["", *_EXPLAINED[prefixes]]
+    lines += ["", instructions.section(json.loads(instructions.RECORDED.read_text("utf-8")))]
     lines += ["", "## For contributors: targets and misses", "", *verdict_table(judge(figures))]
     missing = [one for part in report["parts"] for one in part["missing"]]
     if missing:

@@ -367,7 +367,7 @@ async def _store_bytes(store: ConversationStore) -> int:
     if store.url.get_backend_name() == "sqlite":
         return _file_bytes(Path(store.url.database or ""))
     names = [f"letopis_{name}" for name in _TABLES]
-    async with store._runtime.callers_engine.connect() as connection:
+    async with store.runtime.callers_engine.connect() as connection:
         if store.url.get_backend_name() == "postgresql":
             sizes = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(CAST(:names AS text[])) AS name"
             return int((await connection.execute(sa.text(sizes), {"names": names})).scalar_one())

@@ -94,7 +94,7 @@ async def _store_bytes(backlog: Backlog) -> int:
     names = sorted(metadata.tables)
     if backlog.store.url.get_backend_name() == "sqlite":
         return await asyncio.to_thread(_file_bytes, Path(backlog.store.url.database or ""))
-    async with backlog.store._runtime.callers_engine.connect() as connection:
+    async with backlog.store.runtime.callers_engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             statement = sa.text(
                 "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(CAST(:names AS text[])) AS name"

@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStarted, ConversationStore, Message, Projection, RecordedEvent
 from letopis.store.database.engines import create_store_engine
+from letopis.store.read.reader import Reader
 from letopis.store.testing.outbox import Outbox
 from tests.support.native_partitions import make_divided_store
 from tests.support.relays import relay_on, say
@@ -170,7 +171,6 @@ async def measure(server: PostgresServer, partitions: int, *, divided: bool) -> 
         await fill(store)
         projector = store.projector(Nothing(), batch=5_000)
         await projector.catch_up()
-        heads = store.outbox_access.heads
         outbox = Outbox("one.db")
 
         async def one_event() -> None:
@@ -185,7 +185,7 @@ async def measure(server: PostgresServer, partitions: int, *, divided: bool) -> 
                 lambda: store.active("owner-7"),
                 lambda: store.conversation("chat-7"),
                 lambda: store.search("question 7", owner="owner-7"),
-                heads,
+                lambda: store.runtime.read(Reader.heads),
                 projector.step,
                 one_event,
             )

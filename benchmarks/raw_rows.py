@@ -35,7 +35,7 @@ async def rows_after(store: ConversationStore, position: int) -> list[Batch]:
 
     Rows of conversations and lanes are as they are now, in each batch that touches them.
     """
-    async with store._runtime.callers_engine.connect() as connection:
+    async with store.runtime.callers_engine.connect() as connection:
 
         async def read(statement: sa.Select[Any]) -> Rows:
             return [tuple(row) for row in (await connection.execute(statement)).all()]
