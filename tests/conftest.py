@@ -18,7 +18,7 @@ from hypothesis import settings
 from letopis.store.database.migrations import Migrations, SchemaState, exclude_other_migrations, revision_state, upgrade
 from tests.support.opens import WIRE
 from tests.support.required import fail_if_required, required
-from tests.support.servers import MariaDBServer, PostgresServer, Server
+from tests.support.servers import CitusServer, MariaDBServer, PostgresServer, Server
 from tests.support.servers.base import DATABASE_PREFIX, RUN
 from tests.support.servers.postgresql import in_own_loop
 from tests.support.servers.store_pool import MariaDBPool, PostgresPool, StorePool, copy_sqlite_store, migrate
@@ -27,6 +27,7 @@ pytest_plugins = [
     "tests.support.fix_command",
     "tests.support.fix_costs",
     "tests.support.fix_disk",
+    "tests.support.fix_left_behind",
     "tests.support.fix_outbox",
 ]
 
@@ -130,7 +131,7 @@ def quick_creation() -> Iterator[None]:
                         connection.exec_driver_sql(statement, parameters)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("letopis.store._components.upgrade", replay)
+        patch.setattr("letopis.store.components.upgrade", replay)
         patch.setattr("letopis.outbox.file.opening.upgrade", replay)
         yield
 
@@ -182,6 +183,13 @@ def postgresql_server() -> Iterator[PostgresServer]:
 def mariadb_server() -> Iterator[MariaDBServer]:
     """A MariaDB that answers; shared by the run: never stop it (`MariaDBServer.own()` is for that)."""
     with required("mariadb", MariaDBServer.find) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def citus_server() -> Iterator[CitusServer]:
+    """The Citus cluster that the environment names; shared by the run."""
+    with required("citus", CitusServer.find) as server:
         yield server
 
 

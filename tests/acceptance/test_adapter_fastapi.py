@@ -140,6 +140,14 @@ async def test_a_worker_is_killed_while_it_streams_and_a_client_goes_while_the_s
             cut = [chat for chat, (_, whole) in shown.items() if not whole]
             assert 2 <= len(cut) <= len(chats) - 2
 
+            # Another text under the id of a question.
+            reused = await service.client.post(
+                f"/chats/{chats[0]}/messages",
+                json={"id": f"id-q-{chats[0]}", "text": "other"},
+                headers={"x-user": "ada"},
+            )
+            assert (reused.status_code, "already holds other content" in reused.json()["detail"]) == (409, True)
+
             # What came whole is asked for once more, as a client does that was not told.
             whole = next(chat for chat in chats if chat not in cut)
             asked = len(fake.asked)
@@ -148,10 +156,10 @@ async def test_a_worker_is_killed_while_it_streams_and_a_client_goes_while_the_s
             await gate.open()
             with DaemonProcess("--outbox", "chat.outbox.db", "--store", gate.url, folder=tmp_path):
                 found = await stored(url, [f"ada/{chat}" for chat in (*chats, "left")], count=2 * len(chats) + 2)
-            for chat in cut:
-                assert await service.ask(chat, f"q-{chat}") == (found[f"ada/{chat}"][1].text, True)
+            again = await asyncio.gather(*[service.ask(chat, f"q-{chat}") for chat in cut])
+            assert again == [("".join(pieces_of(f"q-{chat}", COUNT)), True) for chat in cut]
             listed = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "ada"})
-            assert [one["interrupted"] for one in listed.json()["messages"]] == [False, True]
+            assert [one["interrupted"] for one in listed.json()["messages"]] == [False, True, False]
             strangers = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "eve"})
             assert strangers.json()["messages"] == []
     await gate.shut()

@@ -13,15 +13,22 @@ from uuid import UUID
 import click
 import pytest
 
-from letopis.outbox.cli import ELSEWHERE, VERBS, cli
-from letopis.outbox.cli.interface.command import SHARED, LazyGroup, SharedOption, Verb, first_sentence
-from letopis.outbox.cli.interface.exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import format_duration, printable, table, truncate
-from letopis.outbox.cli.status import _store_state
+from letopis.ops.cli import ELSEWHERE, VERBS, cli
+from letopis.ops.cli.interface.command import SHARED, LazyGroup, SharedOption, Verb, first_sentence
+from letopis.ops.cli.interface.exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
+from letopis.ops.cli.interface.options import settings, with_options
+from letopis.ops.cli.interface.output import format_duration, printable, table, truncate
+from letopis.ops.cli.status import _store_state
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.errors import ConfigurationError, EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
+from letopis.store.errors import (
+    ConfigurationError,
+    ConversationGone,
+    IdReused,
+    InvalidInput,
+    OutboxFull,
+    OutboxUnavailable,
+)
 from letopis.store.model.events import utc_now
 from tests.support.child import ran
 from tests.support.fix_command import every_command
@@ -38,7 +45,7 @@ COMMANDS: Final = dict(every_command())
 
 HELP = """
 import sys
-from letopis.outbox.cli import main
+from letopis.ops.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:
@@ -78,7 +85,7 @@ def test_a_group_alone_prints_its_help(letopis: Any) -> None:
 
 
 def test_the_module_runs_as_the_command_does() -> None:
-    done = ran(sys.executable, "-m", "letopis.outbox.cli", "--version")
+    done = ran(sys.executable, "-m", "letopis.ops.cli", "--version")
 
     assert (done.returncode, done.stdout) == (0, f"letopis {version('letopis')}\n")
 
@@ -136,7 +143,8 @@ def fault(fault_class: FaultClass) -> StoreFault:
         (OutboxUnavailable("locked"), 75),
         (OutboxFull("full"), 75),
         (InvalidInput("after", "is no place of a list"), 2),
-        (EventIdReused(conversation_id="c", event_id=UUID(int=1)), 1),
+        (IdReused(conversation_id="c", event_id=UUID(int=1)), 2),
+        (ConversationGone(conversation_id="c"), 1),
         (FileNotFoundError(2, "No such file or directory", "x"), 1),
         (CommandExit(Exit.NOTHING, "none"), 3),
         (CommandExit(Exit.FAILED), 1),
@@ -181,7 +189,7 @@ def _raising(error: BaseException) -> click.Command:
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     code = (
-        "import sys\nfrom letopis.outbox.cli.interface.exit_codes import run\nimport click\n"
+        "import sys\nfrom letopis.ops.cli.interface.exit_codes import run\nimport click\n"
         "@click.command()\ndef verb():\n    [click.echo('x' * 1000) for _ in range(1000)]\n"
         "sys.exit(run(verb, []))"
     )

@@ -11,12 +11,12 @@ import anyio
 import orjson
 import pytest
 
+from letopis.ops.cli.interface.exit_codes import Exit
 from letopis.outbox import History
-from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import ConversationStarted, ConversationStore, Message, MessageRedacted
 from letopis.store.database.store_identity import LogState
 from letopis.store.database.urls import normalise_url
-from letopis.store.relocation.mover import move
+from letopis.store.ops.move.mover import move
 from letopis.store.testing.outbox import Outbox
 from tests.support.fix_command import talk
 from tests.support.fix_disk import HOG, fill
@@ -240,7 +240,7 @@ def test_a_move_is_given_up(bot: Path, letopis: Any, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("letopis.store.relocation.mover.commit_handover", interrupted)
+        patch.setattr("letopis.store.ops.move.mover.commit_handover", interrupted)
         assert letopis("move", "--to", "new.db")[0] == 130
     assert anyio.run(states, "bot.history.db") == {LogState.CLOSING}
     code, out, err = letopis("move", "--cancel", "--json")

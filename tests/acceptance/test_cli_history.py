@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis.outbox.cli.interface.exit_codes import Exit
+from letopis.ops.cli.interface.exit_codes import Exit
+from letopis.outbox.history import exporter
 from letopis.outbox.history.history import History
 from letopis.outbox.sync.blocking import BlockingHistory
-from letopis.outbox.transfer import exporter
 from letopis.store.model.messages import Message
 from tests.proof.inputs.bombs import Bomb, burst, faults
 from tests.support.paths import ROOT
@@ -360,3 +360,14 @@ def test_the_list_marks_the_active_one_and_shows_other_states(letopis: Any) -> N
     assert head[:5] == ["CONVERSATION", "OWNER", "NUMBER", "ACTIVE", "STATE"]
     assert [row[:5] for row in rows if row[0] == "c"] == [["c", "42", "-", "active", "1"]]
     assert [row[:4] for row in rows if row[0] == "a"] == [["a", "42", "1", "*"]]
+
+
+def test_a_training_set_is_written_whole_or_not_at_all(letopis: Any, examples: None) -> None:
+    done = letopis("history", "export", "training", "set.jsonl", "--owner", "42")
+    assert (done.code, done.err) == (0, "1 line of 1 conversation exported\n")
+    [written] = read("set.jsonl")
+    assert [message["role"] for message in written["messages"]] == ["user", "assistant", "user"]
+    pairs = letopis("history", "export", "training", "--format", "preference", "pairs.jsonl")
+    away = letopis("--store", AWAY, "history", "export", "training", "away.jsonl")
+    assert (pairs.code, away.code) == (Exit.NOTHING, Exit.LATER)
+    assert not Path("pairs.jsonl").exists() and not Path("away.jsonl").exists()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
+from letopis.ops.cli.interface.exit_codes import Exit
+from letopis.ops.daemon.daemon import Daemon, DaemonSettings
+from letopis.ops.daemon.health import FileCondition
+from letopis.ops.daemon.http import HealthApp
+from letopis.ops.new_origin import assign_new_origin
 from letopis.outbox import History
-from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
-from letopis.outbox.daemon.health import FileCondition
-from letopis.outbox.daemon.http import HealthApp
-from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.bound_store import StoreBinding, read_binding
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.relay.store_binding import destination_of
@@ -265,7 +265,7 @@ def test_the_place_that_the_bot_named_decides_and_then_the_identity(letopis: Any
 
 
 def test_the_daemon_serves_the_others_and_ends_where_all_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.outbox.daemon.daemon.configure_logging", lambda **_: None)
+    monkeypatch.setattr("letopis.ops.daemon.daemon.configure_logging", lambda **_: None)
     bot(RIGHT, "one")
     bot(RIGHT, "two", relay=False)
     bot(WRONG, "other", relay=False, path="other.outbox.db")

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.outbox.cli.interface.render import code_first
+from letopis.ops.cli.interface.exit_codes import Exit
+from letopis.ops.cli.interface.render import code_first
 from letopis.store.model.messages import Message
 from tests.support.fix_command import append_to
 from tests.support.platforms import posix_only

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from letopis.outbox.cli.interface.exit_codes import Exit
+from letopis.ops.cli.interface.exit_codes import Exit
 from tests.support.fix_command import Done, talk
 from tests.support.sqlite_rows import change, rows
 

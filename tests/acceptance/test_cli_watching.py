@@ -15,8 +15,8 @@ from typing import Any
 import anyio
 import pytest
 
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
+from letopis.ops.cli import cli
+from letopis.ops.cli.interface.exit_codes import run
 from letopis.store.model.event_types import ConversationDeleted, MessageEdited
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
@@ -52,7 +52,7 @@ def watch(letopis: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
         async def slept(seconds: float) -> None:
             await (next_deed() if seconds == INTERVAL_SECONDS else sleep(seconds))
 
-        monkeypatch.setattr("letopis.outbox.cli.status.time.sleep", lambda _: asyncio.run(next_deed()))
+        monkeypatch.setattr("letopis.ops.cli.status.time.sleep", lambda _: asyncio.run(next_deed()))
         monkeypatch.setattr(anyio, "sleep", slept)
         return letopis(*words, "--interval", str(INTERVAL_SECONDS))
 
@@ -107,7 +107,7 @@ class TestFollow:
 def test_a_reader_that_leaves_ends_it_quietly(words: tuple[str, ...]) -> None:
     """Although nothing changes that would be written into the pipe."""
     asyncio.run(append(Message.user("first")))
-    command = [sys.executable, "-m", "letopis.outbox.cli", *words, "--interval", "0.1"]
+    command = [sys.executable, "-m", "letopis.ops.cli", *words, "--interval", "0.1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()

@@ -19,7 +19,7 @@ import pytest
 from letopis.console.configuration import read_gate
 from letopis.console.insight import Insight
 from letopis.console.pages import overview
-from letopis.outbox.daemon import http as daemon_http
+from letopis.ops.daemon import http as daemon_http
 from letopis.store import Message
 from tests.support.console import ACTIONS, PAGES, READER, TOKEN, House, ask, open_raw, secret_of, sign_in
 from tests.support.console_story import plant_blocked
@@ -170,7 +170,7 @@ def test_little_is_read_of_a_form_whose_sender_is_not_known(
 
 
 def test_half_sent_requests_end_and_keep_nobody_out(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server of the command; the relay's is tested in ``tests/unit/outbox/daemon/test_http.py``."""
+    """The server of the command; the relay's is tested in ``tests/unit/ops/daemon/test_http.py``."""
     assert daemon_http.REQUEST_TIMEOUT_SECONDS <= 10
     monkeypatch.setattr(daemon_http, "REQUEST_TIMEOUT_SECONDS", 1.0)
     form = b"POST /session HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\n"
@@ -256,7 +256,7 @@ def test_open_reading_reads_and_does_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("outbox")
 def test_the_command_prints_a_link_on_a_terminal() -> None:
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "letopis.outbox.cli", "console", "--port", "0"]
+    words = [sys.executable, "-m", "letopis.ops.cli", "console", "--port", "0"]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
     with process, open(ours, encoding="utf-8") as shown:  # noqa: PTH123  # a descriptor, not a path

@@ -17,10 +17,10 @@ from starlette.routing import Mount
 import letopis.console as web
 from letopis.console.headers import HEADERS
 from letopis.console.insight import Insight
+from letopis.ops.config.settings import load_alerts
 from letopis.outbox import History
 from letopis.outbox.alerting.channels import AlertFailed
-from letopis.outbox.config.settings import load_alerts
-from letopis.outbox.transfer.exporter import Exporter, RecordSource
+from letopis.outbox.history.exporter import Exporter, RecordSource
 from letopis.store import Message
 from letopis.store.search import finder
 from letopis.store.search.indexer import Indexer

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.outbox.daemon.daemon import UNAVAILABLE_STOP_TIMEOUT_SECONDS, DaemonSettings
-from letopis.outbox.diagnostics.check_sqlite import check_version
-from letopis.outbox.diagnostics.finding import Level
+from letopis.ops.cli.interface.exit_codes import Exit
+from letopis.ops.daemon.daemon import UNAVAILABLE_STOP_TIMEOUT_SECONDS, DaemonSettings
+from letopis.ops.doctor.check_sqlite import check_version
+from letopis.ops.doctor.finding import Level
 from letopis.outbox.relay.relay import CANCEL_CLEANUP_SECONDS
 from letopis.store.model.messages import Message
 from tests.support.child import ran

@@ -15,8 +15,8 @@ import anyio
 import pytest
 
 from letopis.examples import demo
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import Exit, run
+from letopis.ops.cli import cli
+from letopis.ops.cli.interface.exit_codes import Exit, run
 from letopis.outbox.event_log.schema import metadata as outbox_tables
 from letopis.outbox.history.history import History
 from letopis.store.database.schema import metadata as store_tables
@@ -33,7 +33,7 @@ EXAMPLES = (
     *("status-and-alerts", "store", "sync"),
 )
 """Pages of the Python reference, which begin with an example and its output."""
-DOORS = re.compile(r"letopis(?:\.adapters\b.*|\.console|\.store\.testing|\.testing)?")
+DOORS = re.compile(r"letopis(?:\.adapters\b.*|\.console|\.store\.testing|\.store\.ops\.(?:move|rebuild)|\.testing)?")
 """What a page imports from: one module, and the packages that are extras of it."""
 
 _AUTODOC = re.compile(r"auto(?:class|exception|function|data)::[ \t]+(?:letopis\.(?:store|outbox)\.)?(\w+)")

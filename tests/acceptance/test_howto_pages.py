@@ -125,7 +125,7 @@ def test_every_format_is_in_the_guide_and_in_the_reference() -> None:
     guide = (HOWTO / "provider-formats.md").read_text(encoding="utf-8")
     reference = (ROOT / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
 
-    assert names == ["anthropic", "gemini", "openai_chat", "openai_responses"]
+    assert names == ["ag_ui", "anthropic", "gemini", "openai_chat", "openai_responses", "ui_message"]
     assert [name for name in names if f"| `{name}` |" not in guide] == []
     assert [name for name in names if f"letopis.adapters.formats.{name}\n" not in reference] == []
 

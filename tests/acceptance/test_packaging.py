@@ -19,7 +19,7 @@ from tests.support.child import ran
 from tests.support.paths import ROOT
 
 ROOTS = ("store", "outbox", "migrations")
-PACKAGES = ("store", "outbox", "adapters", "console", "examples", "testing", "migrations")
+PACKAGES = ("store", "outbox", "ops", "adapters", "console", "examples", "testing", "migrations")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -87,7 +87,7 @@ def test_the_wheel_holds_every_source_file_the_licence_and_the_command_and_nothi
         assert f"letopis/migrations/{end}/env.py" in code
         assert any(name.startswith(f"letopis/migrations/{end}/versions/") for name in code)
     assert f"{info}/licenses/LICENSE" in names
-    assert "letopis = letopis.outbox.cli:main" in entry_points
+    assert "letopis = letopis.ops.cli:main" in entry_points
 
 
 def test_the_front_door_is_the_same_in_each_source_root() -> None:

@@ -14,8 +14,8 @@ import click
 import psutil
 import pytest
 
+from letopis.ops.cli.interface.output import open_output
 from letopis.outbox import History
-from letopis.outbox.cli.interface.output import open_output
 from letopis.outbox.file.limits import DiskReserve
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError, without_credentials
@@ -261,7 +261,7 @@ def test_nothing_is_exported_through_what_was_planted(tmp_path: Path) -> None:
 def test_a_killed_export_leaves_nothing_that_a_later_one_does_not_remove(tmp_path: Path) -> None:
     """Under any name in the folder; what a living export writes, and what is nobody's, stays."""
     code = (
-        "import sys, time\nfrom letopis.outbox.cli.interface.output import open_output\n"
+        "import sys, time\nfrom letopis.ops.cli.interface.output import open_output\n"
         "with open_output(sys.argv[1], force=False) as stream:\n"
         "    stream.write(b'secret'); stream.flush(); print('writing', flush=True); time.sleep(600)"
     )

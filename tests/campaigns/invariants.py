@@ -56,7 +56,7 @@ from tests.campaigns.states import (
 _OURS: Final = "letopis."
 _BARE: Final = frozenset(
     {"message_id", "role", "tokens", "usage", "status", "platform_ids", "sent_as", "owner_id", "forked_from"}
-    | {"to_message_id", "erase", "author"}
+    | {"to_message_id", "erase", "upto", "undone", "author"}
 )
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
@@ -247,10 +247,8 @@ def _examine_log(store: StoreState) -> Iterator[str]:
 
 def _examine_projections(store: StoreState) -> Iterator[str]:
     said = {(event.conversation_id, event.version) for event in store.events if event.type == "message.appended"}
-    # One that puts back what is on the path already is in the log alone; `examine_replayed` knows where that is so.
-    back = {(event.conversation_id, event.version) for event in store.events if "puts_back" in event.noted}
     listed = Counter((row.conversation_id, row.version) for row in store.messages)
-    for conversation_id, version in said - back - listed.keys():
+    for conversation_id, version in said - listed.keys():
         yield f"{conversation_id!r} version {version}: a message of the log that the list of messages lacks"
     for conversation_id, version in listed.keys() - said:
         yield f"{conversation_id!r} version {version}: a message that the log lacks"
@@ -380,7 +378,7 @@ def read_outbox(path: Path) -> OutboxState:
     """Read the conversations of an outbox file in one snapshot."""
     with snapshot(path) as (connection, origin):
         lanes = connection.execute(
-            "SELECT conversation_id, head, delivered, pruned, state, deleted, fault FROM letopis_outbox_lanes"
+            "SELECT conversation_id, head, delivered, pruned, state, deleted_at, fault FROM letopis_outbox_lanes"
             " WHERE conversation_id > char(2)"  # lanes of records are checked by `record_problems`
         ).fetchall()
         rows = connection.execute(
@@ -488,6 +486,7 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         message_id=data.get("message_id") if row[7].startswith("message.") else None,
         bare=row[12] is None and _is_bare(row[10], row[11]),
         resets=rewound and bool(data.get("erase")),
+        resets_upto=min(data.get("upto", row[3]), row[3] - 1) if rewound and data.get("erase") else 0,
         noted=_noted(row[11]),
         to_message_id=data.get("to_message_id") if rewound else None,
         forked=started and "forked_from" in data,

@@ -20,13 +20,13 @@ from letopis.store import (
     Message,
     MessageRedacted,
     ReactionAdded,
-    Rebuilt,
     Text,
 )
 from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.event_types import Body
 from letopis.store.model.events import to_microseconds
+from letopis.store.ops.rebuild import Rebuilt, rebuild
 from letopis.store.rules.fold import Fold, Folded
 from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES, Precondition
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
@@ -39,7 +39,7 @@ async def fold_of(store: ConversationStore, name: str) -> tuple[Folded, int]:
     """Fold a conversation's events by hand; with how many they are."""
     running, after, count = Fold(), 0, 0
     while True:
-        page = await store.events(name, after=after, limit=2_000)
+        page = await store.events(name, after=after, first=2_000)
         for event in page:
             running.apply(event)
             count += 1
@@ -107,7 +107,7 @@ async def names(engine: Any) -> AsyncIterator[str]:
 
 
 async def mismatches(store: ConversationStore) -> list[Rebuilt]:
-    return [rebuilt async for rebuilt in store.rebuild(check=True) if rebuilt.differences]
+    return [rebuilt async for rebuilt in rebuild(store, check=True) if rebuilt.differences]
 
 
 async def damage(connection: Any, chance: random.Random, *, count: int) -> list[str]:

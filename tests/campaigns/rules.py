@@ -96,7 +96,7 @@ def examine_erasure(
             said.setdefault(event.message_id, version)
         if event.type == "message.redacted" and event.verdict is None and event.message_id in said:
             redacted[event.message_id] = version
-    resets = sorted(version for version, event in log.items() if event.resets and event.verdict is None)
+    resets = sorted(event.resets_upto + 1 for event in log.values() if event.resets and event.verdict is None)
     trimmed = max((event.trims_upto for event in log.values() if event.verdict is None), default=0)
     whose = {conversation_id, row.owner_id} & {*store.erased}
     earlier, reset = [0, 0, *resets][-2:]
@@ -136,7 +136,7 @@ def examine_owners(store: StoreState) -> Iterator[str]:
 
 
 def examine_replayed(store: StoreState) -> Iterator[str]:
-    """The messages on a path are those, and in the order, that the log leads to: also after put-backs and resets."""
+    """The messages on a path are those, and in the order, that the log leads to: also after resets."""
     paths: dict[str, list[tuple[str | None, int]]] = defaultdict(list)
     for event in sorted(store.events, key=lambda one: one.version):
         path = paths[event.conversation_id]
@@ -144,8 +144,7 @@ def examine_replayed(store: StoreState) -> Iterator[str]:
             continue
         match event.type:
             case "message.appended":
-                there = "puts_back" in event.noted and any(one == event.message_id for one, _ in path)
-                path += [] if there else [(event.message_id, event.version)]
+                path.append((event.message_id, event.version))
             case "conversation.rewound" if event.to_message_id is not None:
                 stays = max((place for place, (one, _) in enumerate(path, 1) if one == event.to_message_id), default=0)
                 if stays:  # otherwise its target is off the path itself

@@ -49,6 +49,7 @@ class StoredEvent(NamedTuple):
     message_id: str | None = None
     bare: bool = False  # whether it contains no message text
     resets: bool = False  # whether it erases all that came before it
+    resets_upto: int = 0  # the last version that it erases
     noted: Mapping[str, Any] = {}  # what Letopis put in its metadata, without the prefix
     to_message_id: str | None = None  # of a rewind, if it does not take all messages off the path
     forked: bool = False  # whether it begins with what another conversation holds

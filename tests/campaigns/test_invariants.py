@@ -22,7 +22,7 @@ from tests.campaigns.states import (
 
 ORIGIN = UUID(int=1)
 STORED, PENDING = 4, 2
-SAID, BACK = "message.appended", {"puts_back": str(UUID(int=101))}
+SAID = "message.appended"
 
 
 def digest(place: int) -> bytes:
@@ -279,13 +279,12 @@ def test_every_breakage_is_found(world: Callable[[], World], breaks: Callable[[W
 # --- Where the log leads to ------------------------------------------------------------------------------------------
 
 REWOUND = stored(3, "conversation.rewound", to_message_id="1")
-PUT_BACK = stored(4, SAID, "2", noted=BACK)
-AGAIN = stored(5, SAID, "1", noted=BACK)  # without effect: it is on the path
+ANEW = stored(4, SAID, "5")
 
 
 def replayed(rows: dict[int, int | None], *more: StoredEvent) -> list[str]:
-    """Two messages are said, the second is popped and put back, the first is put back though it is there."""
-    events = [stored(1, SAID, "1"), stored(2, SAID, "2"), REWOUND, PUT_BACK, AGAIN, *more]
+    """Two messages are said, the second is popped, and another one is said."""
+    events = [stored(1, SAID, "1"), stored(2, SAID, "2"), REWOUND, ANEW, *more]
     messages = [StoredMessage("a", version, left) for version, left in rows.items()]
     return [*examine_replayed(replace(plain().store, events=events, messages=messages))]
 
@@ -297,9 +296,9 @@ def test_what_the_log_leads_to_is_right() -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        {1: None, 2: 3},  # the put-back was taken for a duplicate
+        {1: None, 2: 3},  # the last one was taken for a duplicate
         {1: None, 2: None},  # the rewind was lost
-        {1: None, 2: 3, 4: None, 5: None},  # put back twice
+        {1: None, 2: 3, 4: None, 5: None},  # said twice
         {1: 3, 2: 3, 4: None},  # more left than was asked
         {},
     ],

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.campaigns.invariants import Ack
 from tests.campaigns.record_invariants import RecordAck
 from tests.support import victim
 
-Context = ForkServerContext | SpawnContext
+Context = ForkContext | ForkServerContext | SpawnContext
 
 REPORT_SECONDS = 60.0  # until the next report, on however busy a machine
 BOT = "bot"

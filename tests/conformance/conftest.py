@@ -32,4 +32,4 @@ def two(bots: tuple[History, History]) -> History:
 @pytest.fixture
 def engine(store: ConversationStore) -> AsyncEngine:
     """A way to the store's tables, behind its back."""
-    return store._runtime.callers_engine
+    return store.runtime.callers_engine

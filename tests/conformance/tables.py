@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from letopis.ops.verify import content_problems
 from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import content_problems
 from letopis.store.testing import DestinationStore
 from tests.support.sayings import problems, rows_of
 

@@ -17,11 +17,12 @@ from letopis.store import (
     Message,
     MessageEdited,
     MessageRedacted,
-    move,
 )
 from letopis.store.database.schema import conversations, events, lanes, log_heads, tasks
-from letopis.store.maintenance.anchor import Anchor, AnchorCheck, PartitionComparison, dump, load, make_anchor
 from letopis.store.model.codec import digest_of
+from letopis.store.ops.anchors import Anchor, AnchorCheck, PartitionComparison, dump, load, make_anchor
+from letopis.store.ops.move import move
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.read.task_marks import ERASE, LEAVE, RESET
 from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, strip_event
 from letopis.store.testing.forks import forked
@@ -47,14 +48,14 @@ async def filled(store: ConversationStore, *, messages: int = 3) -> Outbox:
 
 
 async def anchor_of(store: ConversationStore) -> Anchor:
-    made = await make_anchor(store._runtime.callers_engine, now=NOW, block_events=BLOCK)
+    made = await make_anchor(store.runtime.callers_engine, now=NOW, block_events=BLOCK)
     assert load(dump(made)) == made
     return made
 
 
 async def compared(store: ConversationStore, anchor: Anchor) -> tuple[list[str], list[PartitionComparison]]:
     check = AnchorCheck(anchor)
-    return [problem async for problem in check.problems(store._runtime.callers_engine)], check.partitions
+    return [problem async for problem in check.problems(store.runtime.callers_engine)], check.partitions
 
 
 async def event_at(store: ConversationStore, position: int) -> dict[str, Any]:
@@ -104,8 +105,8 @@ async def test_newer_events_make_no_difference(store: ConversationStore, message
 async def test_anchor_of_any_page_size(store: ConversationStore, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(store)
     anchor, seen = await anchor_of(store), list[tuple[int, int]]()
-    monkeypatch.setattr("letopis.store.maintenance.anchor.PAGE_EVENTS", rows)
-    engine = store._runtime.callers_engine
+    monkeypatch.setattr("letopis.store.ops.anchors.PAGE_EVENTS", rows)
+    engine = store.runtime.callers_engine
     made = await make_anchor(engine, now=NOW, block_events=BLOCK, checked=lambda *done: seen.append(done))
     assert made == anchor
     page = BLOCK if rows <= BLOCK else 2 * BLOCK
@@ -138,7 +139,7 @@ async def test_a_rebuild_and_a_move_keep_what_was_anchored(store: ConversationSt
     outbox = await filled(store)
     await send(store, outbox, "c", MessageRedacted(message_id="c-0"))
     anchor = await anchor_of(store)
-    assert [one async for one in store.rebuild(every=True)]
+    assert [one async for one in rebuild(store, every=True)]
     assert (await compared(store, anchor))[0] == []
     target = new_store_url("sqlite")
     await move(store.url, target)

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from letopis.outbox import History
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.event_log.effects import erase_content
+from letopis.outbox.event_log.erasing import carry_out, erase_messages
 from letopis.outbox.event_log.lanes import next_batch
-from letopis.store import ConversationStore, Event, EventIdReused, InvalidInput, Message, Reuse, Seen
+from letopis.store import ConversationStore, Event, IdReused, InvalidInput, Message, Reuse, Seen
 from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
@@ -19,6 +19,7 @@ from letopis.store.model.event_types import (
     MessageRedacted,
     ReactionAdded,
 )
+from letopis.store.rules.erasure_plan import Cause, ErasurePlan
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.testing.redaction import CHAT, SECRET, RedactionConformance, assert_is_the_fold, said, whole
 from tests.conformance.tables import LooksIntoTables, on_sqlite, rows, stored_text
@@ -133,7 +134,9 @@ async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: H
     def damage(connection: sa.Connection) -> int:
         connection.exec_driver_sql("UPDATE letopis_outbox_events SET data = '{' WHERE sequence = 2")
         cursor = connection.connection.cursor()
-        return erase_content(cursor, "nowhere", "m") + erase_content(cursor, "nowhere", None)
+        return erase_messages(cursor, "nowhere", "m") + carry_out(
+            cursor, ErasurePlan(lane="nowhere", cause=Cause.RESET)
+        )
 
     assert await bot.outbox.write(damage) == 0
     await bot.append(CHAT, MessageRedacted(message_id="m"))
@@ -178,18 +181,16 @@ async def test_reset_erases_all(bot: History, store: ConversationStore, store_ur
         assert (found.owner_id, found.message_count, found.tokens) == ("42", 1, 7)
 
     await expect()
-    for message_id in ("a", "b", "popped"):
-        with pytest.raises(EventIdReused):
-            await bot.append(CHAT, Message.user(SECRET, id=message_id))
     await deliver_all(bot)
 
     assert await reset.saved(60) and await anew.saved(60)
     await expect()
     await assert_gone(store)
     assert SECRET not in repr(await sql(bot.outbox, "SELECT * FROM letopis_outbox_events"))
-    with pytest.raises(EventIdReused) as erased:
-        await bot.append(CHAT, Message.user(SECRET, id="a"))
-    assert erased.value.reason is Reuse.ERASED
+    for message_id in ("a", "b", "popped"):
+        with pytest.raises(IdReused) as erased:
+            await bot.append(CHAT, Message.user(SECRET, id=message_id))
+        assert erased.value.reuse is Reuse.ERASED
     assert [one.text for one in await store.messages(CHAT)] == ["hello again"]
     [there] = await bot.conversations(owner="42")
     assert there.number == 1

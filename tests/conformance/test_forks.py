@@ -10,11 +10,12 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.schema import conversations as conversations_table
 from letopis.store.database.schema import messages as messages_table
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageRedacted
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.testing.forks import ForkConformance, forked, texts
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.time_travel import paged
-from letopis.store.write.redaction import Eraser
+from letopis.store.write.erasing import Eraser
 from tests.conformance.tables import LooksIntoTables, on_sqlite, stored_text
 from tests.support.sayings import send
 
@@ -48,7 +49,7 @@ async def test_fork_of_a_fork_keeps_what_it_reads_whatever_comes(store: Conversa
     assert "first" in held and "second" not in held
     assert await rebuilt(store) == {}
     # Lost rows are rebuilt without a guess: the forks' rows are lost as well.
-    async with store._runtime.callers_engine.begin() as connection:
+    async with store.runtime.callers_engine.begin() as connection:
         for table in (messages_table, conversations_table):
             await connection.execute(sa.delete(table))
     await rebuilt(store)
@@ -94,7 +95,7 @@ async def test_what_no_fork_reads_any_more_is_erased_by_a_task_if_its_apply_was_
 
 
 async def rebuilt(store: ConversationStore) -> dict[str, tuple[str, ...]]:
-    return {one.conversation_id: one.differences async for one in store.rebuild()}
+    return {one.conversation_id: one.differences async for one in rebuild(store)}
 
 
 @on_sqlite

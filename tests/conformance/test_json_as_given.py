@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis import NULL, ConversationStore, EventIdReused, History, Message, RecordedMessage, ToolCall, ToolResult
+from letopis import NULL, ConversationStore, History, IdReused, Message, RecordedMessage, ToolCall, ToolResult
 from letopis.outbox.drafts.completion import recover
 from letopis.store import ConversationActivated
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.rules.fold import fold
 from tests.conformance.tables import on_sqlite
 from tests.support.outboxes import exported, imported
@@ -99,9 +100,9 @@ async def test_a_rebuild_keeps_the_order(store_url: str, tmp_path: Path) -> None
         assert await history.drained(60)
     assert orjson.dumps(dict(pending.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None, "a": 1})
     async with ConversationStore.open(store_url) as store:
-        assert [one.differences async for one in store.rebuild(check=True)] == [()]
+        assert [one.differences async for one in rebuild(store, check=True)] == [()]
         await change(store, "UPDATE letopis_conversations SET metadata = NULL", "DELETE FROM letopis_messages")
-        assert [one.written async for one in store.rebuild(every=True)] == [True]
+        assert [one.written async for one in rebuild(store, every=True)] == [True]
         assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
         conversation = present(await store.conversation(CHAT))
     assert orjson.dumps(dict(conversation.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None})
@@ -126,7 +127,7 @@ async def test_a_draft_keeps_the_order_and_so_does_the_message_that_it_becomes(t
         history._parts.replies.writer_lock.release()
         assert await recover(next_one.outbox, next_one._parts.replies.writer_lock) == 1
         [found] = await next_one.messages(CHAT)
-        with pytest.raises(EventIdReused):
+        with pytest.raises(IdReused):
             await block.__aexit__(None, None, None)
 
     draft = orjson.loads(drafts[0][0])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History
-from letopis.outbox.diagnostics.integrity import content_problems
-from letopis.outbox.diagnostics.salvage import salvage
+from letopis.ops.salvage.salvage import salvage
+from letopis.ops.verify import content_problems
+from letopis.outbox import Bounds, History
 from letopis.outbox.event_log.lanes import count_lanes
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.relay.relay import Relay
@@ -195,7 +195,9 @@ async def test_search_finds_a_message_by_its_other_words(bot: History) -> None:
 
 
 async def test_content_counts_in_the_bounds_and_the_measures_of_the_file(tmp_path: Path) -> None:
-    async with History(tmp_path / "b.outbox.db", store=NOWHERE, relay=False, watch=False, max_bytes=1_200_000) as bot:
+    async with History(
+        tmp_path / "b.outbox.db", store=NOWHERE, relay=False, watch=False, bounds=Bounds(max_bytes=1_200_000)
+    ) as bot:
         for number in range(4):
             await bot.append(CHAT, Message.user(large(str(number)), id=str(number)))
         bot.outbox.gate.files.size = None  # it is looked at once a second

@@ -5,18 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from letopis.store import (
-    ConversationDeleted,
-    ConversationRewound,
-    ConversationStore,
-    FaultClass,
-    Message,
-    MoveProgress,
-    StoreFault,
-    move,
-)
+from letopis.store import ConversationDeleted, ConversationRewound, ConversationStore, FaultClass, Message, StoreFault
 from letopis.store.database.store_identity import LogState
-from letopis.store.relocation.handover import arriving_id
+from letopis.store.ops.move import MoveProgress, move
+from letopis.store.ops.move.handover import arriving_id
 from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox
 from tests.conformance.test_tasks import take_small_steps

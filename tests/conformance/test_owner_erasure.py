@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from letopis import ConversationGone, ConversationStore, Held, History, Message, Selection
-from letopis.outbox.history.erasing import erase_owner, erase_person, register
+from letopis import Closed, ConversationGone, ConversationStore, Held, History, InvalidInput, Message, Selection
+from letopis.outbox.event_log.statements import fetch_all
+from letopis.outbox.history.erasing import register
 from letopis.outbox.operations.repair import fix, pause, resume
+from letopis.store.ops.rebuild import rebuild
 from tests.conformance.tables import on_sqlite
 from tests.support.relays import until
 from tests.support.sayings import Bots, assert_nowhere, drain, dump, occurs, present
@@ -34,6 +36,7 @@ async def test_what_an_offline_outbox_held_stays_unreadable(store: ConversationS
     await drain(two)
     await speak(two, "shared")
     await speak(two, "new", owner="42")
+    await two.chat("new").activate()
     await two.records(owner="42").put(("profile",), "name", WORDS)
     await speak(two, "other", owner="43", words="stays")
     await erase(one, "42", how)
@@ -44,6 +47,8 @@ async def test_what_an_offline_outbox_held_stays_unreadable(store: ConversationS
     if how == "delete":
         with pytest.raises(ConversationGone):
             await two.append("new", Message.user("too late"))
+    active = await two.outbox.read(lambda file: fetch_all(file, "SELECT owner_id FROM letopis_outbox_owners"))
+    assert [owner for (owner,) in active] == ([] if how == "delete" else ["42"])
     await assert_nowhere(WORDS, store, one, two)
     assert "stays said" in await texts(store, "other")
     shared, new = [present(await store.conversation(chat)) for chat in ("shared", "new")]
@@ -57,7 +62,7 @@ async def greet(history: History) -> None:
 
 
 async def erase(history: History, owner: str, how: Any) -> None:
-    await erase_owner(history, owner, how=how, reason="asked")
+    await history.erase(owner=owner, how=how, reason="asked")
 
 
 @on_sqlite
@@ -97,14 +102,18 @@ async def test_drafts_and_unconfirmed_replies_go(store: ConversationStore, one: 
     await speak(one, "shared", owner="42")
     await speak(two, "shared", owner="42")
     await drain(one, two)
-    async with two.reply("chat", owner="42", every=0) as reply:
-        await reply.add(f"{WORDS} half")
-        await until(lambda: reply.kept > 0)
-        assert occurs(WORDS, two.outbox.path)
-        await erase(one, "42", "reset")
-        await drain(one, two)
-        await until(lambda: not occurs(WORDS, two.outbox.path))
-    await assert_nowhere(WORDS, store, one)
+    with pytest.raises(Closed, match="erased while the reply was written"):  # noqa: PT012 - the block of the reply raises
+        async with two.reply("chat", owner="42", every=0) as reply:
+            await reply.add(f"{WORDS} half")
+            await until(lambda: reply.kept > 0)
+            assert occurs(WORDS, two.outbox.path)
+            await erase(one, "42", "reset")
+            await drain(one, two)
+            await until(lambda: not occurs(WORDS, two.outbox.path))
+            await reply.add("and the other half")
+    await drain(one, two)
+    assert await two.unconfirmed() == ()
+    await assert_nowhere(WORDS, store, one, two)
 
 
 @on_sqlite
@@ -152,6 +161,40 @@ async def test_reset_everywhere_reaches_what_is_pending(store: ConversationStore
         assert registered == [("conversation", how.partition(" ")[0])]
         assert await store.erasures.unacknowledged() == []
         await assert_nowhere(WORDS, store, one, two)
+
+
+@on_sqlite
+@pytest.mark.parametrize("asked", ["conversation", "owner elsewhere", "owner here"])
+async def test_records_go_of_a_conversation_that_their_outbox_knows_nothing_else_of(
+    store: ConversationStore, bots: Bots, asked: str
+) -> None:
+    one, two = bots
+    await speak(one, "shared", owner="42")
+    await two.records(conversation="shared").put(("notes",), "key", WORDS)
+    await two.records(conversation="other").put(("notes",), "key", "of another owner")
+    await drain(one, two)
+    if asked == "conversation":
+        await one.chat("shared").reset(everywhere=True)
+    else:
+        await (one if asked == "owner elsewhere" else two).erase(owner="42", how="reset")
+    await drain(one, two)
+    await assert_nowhere(WORDS, store, one, two)
+    assert occurs("of another owner", two.outbox.path)
+
+
+@on_sqlite
+async def test_what_one_outbox_delivered_without_an_owner_goes_when_another_names_one(
+    store: ConversationStore, bots: Bots
+) -> None:
+    one, two = bots
+    await speak(one, "shared")
+    await two.append("hello", Message.user("hello"))
+    await drain(one, two)
+    await two.append("shared", Message.user(f"{WORDS} pending"), owner="42")
+    await erase(one, "42", "reset")
+    await one.append("shared", Message.user("said since"))
+    await drain(one, two)
+    assert [text for text in await texts(store, "shared") if text] == ["said since"]
 
 
 @on_sqlite
@@ -204,7 +247,7 @@ async def talk(history: History, group: str, turn: str) -> None:
 
 
 async def erase_ann(history: History) -> None:
-    await erase_person(history, ANN, how="delete", reason="asked", requested_by="dpo")
+    await history.erase(person=ANN, how="delete", reason="asked", requested_by="dpo")
 
 
 async def test_person_is_erased_through_an_outbox_that_was_offline(store: ConversationStore, bots: Bots) -> None:
@@ -223,6 +266,7 @@ async def test_person_is_erased_through_an_outbox_that_was_offline(store: Conver
     await talk(two, "group", "second")
     await talk(two, "another", "third")
     await two.append("later", Message.user(f"{ANNS} in the private chat"), owner=ANN)
+    await two.records(owner=ANN).put(("profile",), "pet", ANNS)
     assert occurs(ANNS, two.outbox.path)
     await erase_ann(one)
     await drain(one)
@@ -235,7 +279,7 @@ async def test_person_is_erased_through_an_outbox_that_was_offline(store: Conver
     assert shown == [f"{BENS} {turn}" for turn in ("zero", "first", "second", "third")]
     gone = [message for message in await store.messages("group") if message.redacted]
     assert [message.message.author for message in gone] == [ANN] * 3
-    assert [one.differences async for one in store.rebuild(check=True, every=True)] == [()] * 5
+    assert [one.differences async for one in rebuild(store, check=True, every=True)] == [()] * 5
 
 
 @on_sqlite
@@ -272,9 +316,10 @@ async def test_a_held_group_keeps_the_words_and_tells_so(
         await two.append(chat, Message.user(f"{ANNS} pending", author=ANN))
     await store.erasures.hold(held, "tg:7:-100" if held == "owner" else "group", reason="a court asked")
     told: list[Held] = []
-    await erase_person(one, ANN, how="delete", held=told.append)
+    await one.erase(person=ANN, how="delete", held=told.append)
     await drain(one, two)
     assert [error.reason for error in told] == ["a court asked"]
+    assert occurs(f"{ANNS} first", one.outbox.path)
     texts = [message.text for message in await store.messages("group")]
     assert texts == [f"{ANNS} first", f"{BENS} first", f"{ANNS} pending"]
     assert [message.text for message in await store.messages("free")] == [""] * 2
@@ -296,3 +341,92 @@ async def test_more_than_one_step_takes(store: ConversationStore, bots: Bots, mo
     await drain(one, two)
     await assert_nowhere(ANNS, store, one, two)
     assert len([message for message in await store.messages("group") if message.text]) == 10
+
+
+@on_sqlite
+async def test_an_outbox_that_asks_before_its_first_delivery_erases_here(
+    store: ConversationStore, one: History, two: History
+) -> None:
+    await greet(one)
+    await drain(one)
+    await two.append("group", Message.user(f"{WORDS} pending", author="42"), owner="43")
+    await two.erase(person="42", how="delete")
+    await drain(two)
+    await assert_nowhere(WORDS, store, one, two)
+
+
+@on_sqlite
+async def test_every_message_that_the_store_knows_as_the_persons_is_erased_here(
+    store: ConversationStore, one: History, two: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a file holds an edit alone, the author is known to the store only; there may be many."""
+    monkeypatch.setattr("letopis.outbox.relay.erasures._MESSAGES_PER_STEP", 2)
+    ids = [f"m{number}" for number in range(5)]
+    await one.append("group", *(Message.user("said", id=message_id, author="42") for message_id in ids), owner="43")
+    await greet(two)
+    await drain(one, two)
+    for message_id in ids:
+        await two.chat("group").edit(message_id, f"{WORDS} edited")
+    await drain(two)  # and retained here
+    await one.erase(person="42", how="delete")
+    await drain(one, two)
+    await assert_nowhere(WORDS, store, one, two)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_answers_to_a_person_stay_or_go_wherever_they_are(
+    store: ConversationStore, bots: Bots, answers: bool
+) -> None:
+    one, two = bots
+    await one.append("group", Message.user("asked", id="q", author="42"), owner="43")
+    await one.append("group", Message.assistant(f"{WORDS} said", metadata={"telegram": {"answers": "q"}}))
+    await one.append("group", Message.assistant("to another", metadata={"answers": "other"}))
+    await greet(two)
+    await drain(one, two)
+    await two.append("group", Message.assistant(f"{WORDS} again", metadata={"answers": "q"}))
+    await one.erase(person="42", how="delete", answers=answers)
+    await one.append("group", Message.assistant("new", metadata={"answers": "q"}))
+    await drain(one, two)
+    quoted = [f"{WORDS} said", "to another", "new", f"{WORDS} again"]
+    shown = await texts(store, "group")
+    if answers:
+        assert shown == ["", "", "to another", "new", ""]
+        await assert_nowhere(WORDS, store, one, two)
+    else:
+        assert shown == ["", *quoted]
+
+
+@on_sqlite
+async def test_answers_are_those_to_a_person(store: ConversationStore) -> None:
+    with pytest.raises(InvalidInput, match="answers"):
+        await store.erasures.register("owner", "42", how="reset", answers=True)
+
+
+@pytest.mark.parametrize("what", ["owner", "person", "everywhere"])
+async def test_words_said_after_another_outbox_carried_it_out_stay(
+    store: ConversationStore, bots: Bots, what: str
+) -> None:
+    """They are delivered before the reset, which comes from an outbox whose relay was off."""
+    one, two = bots
+    await speak(one, "shared", owner="42")
+    await two.append("group", Message.user(f"{WORDS} in a group", author="42"), owner="43")
+    await drain(one, two)
+    await one.append("shared", Message.user(f"{WORDS} pending"))
+    if what == "everywhere":
+        await one.chat("shared").reset(everywhere=True)
+    else:
+        await one.erase(**{what: "42"}, how="reset")
+    await drain(two)
+    await two.append("shared", Message.user("said since"))
+    await two.append("group", Message.user("in a group since", author="42"))
+    await two.append("begun since", Message.user("begun since"), owner="42")
+    await drain(two)
+    await one.append("shared", Message.user("and here"))
+    shown = [message.text for message in await one.messages("shared") if message.text]
+    assert shown == ["said since", "and here"]
+    await drain(one)
+    assert [message.text for message in await store.messages("shared")] == shown
+    assert await texts(store, "begun since") == ["begun since"]
+    assert (await texts(store, "group"))[-1] == "in a group since"
+    if what == "person":
+        await assert_nowhere(WORDS, store, one, two)

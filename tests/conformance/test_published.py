@@ -7,9 +7,12 @@ from contextlib import closing
 import pytest
 
 from letopis.store import ConversationAnnotated, ConversationStore, Message, MessageAppended, ReactionAdded
+from letopis.store.database import citus
 from letopis.store.model.event_types import VOCABULARY
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.testing import vocabulary
 from letopis.store.testing.delivery import DeliveryConformance
+from letopis.store.testing.erasure import ErasureConformance, ForkErasureConformance
 from letopis.store.testing.forks import ForkConformance
 from letopis.store.testing.identifiers import IdentifierConformance
 from letopis.store.testing.outbox import Outbox
@@ -32,6 +35,10 @@ class TestIdentifiers(IdentifierConformance):
 
 class TestState(StateConformance):
     """What the store keeps of conversations and messages is what folding its own log gives."""
+
+
+class TestErasure(LooksIntoTables, ErasureConformance, ForkErasureConformance):
+    """What was erased is gone for every reader of its conversation, and stays for the forks that read it."""
 
 
 class TestTimeTravel(TimeTravelConformance):
@@ -71,7 +78,7 @@ async def test_what_adds_up_to_more_than_a_statement_may_hold_stays_in_the_log_a
     assert (found.version, set(found.metadata)) == (42, {"key-1", "key-2", "key-3", "small"})
     (message,) = await store.messages("chat")
     assert [one.key for one in message.reactions] == ["0"]
-    assert [one async for one in store.rebuild(check=True) if one.difference_count] == []
+    assert [one async for one in rebuild(store, check=True) if one.difference_count] == []
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +103,18 @@ class TestDividedStores(
     StatisticsConformance,
     RecordConformance,
 ):
-    """What finds rows in one part or in all, where PostgreSQL or MariaDB divides its tables by hash into sixteen."""
+    """What finds rows in one part or in all, where PostgreSQL or MariaDB divides its tables by hash into sixteen.
 
-    @pytest.fixture(params=["postgresql", "mariadb"])
-    async def store(self, request: pytest.FixtureRequest) -> AsyncIterator[ConversationStore]:
-        pool: StorePool = request.getfixturevalue(f"divided_{request.param}")
+    Once more with the statements for Citus, which any PostgreSQL runs.
+    """
+
+    @pytest.fixture(params=["postgresql", "mariadb", "citus"])
+    async def store(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ConversationStore]:
+        if request.param == "citus":
+            monkeypatch.setattr(citus, "INSTALLED", "SELECT 1")
+        pool: StorePool = request.getfixturevalue(f"divided_{request.param.replace('citus', 'postgresql')}")
         url = pool.take()
         async with ConversationStore.open(url) as opened:
             assert await opened.partitions() == PARTITIONS

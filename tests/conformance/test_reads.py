@@ -39,7 +39,7 @@ async def test_a_view_holds_the_page_of_its_window(store: ConversationStore, fil
         asked = Window.of(**{"last": None, "first": None, "before": None, "after": None, **window})
         query = replace(query_of(asked), origin_id=filled.origin.origin_id)
         for one in (query, replace(query, whole=True)):
-            view = await store.outbox_access.view(one)
+            view = await store.runtime.view(one)
             assert (view.messages, view.next, view.sequence) == (page.items, following, 21), window
             assert view.plain or view.conversation is not None
 
@@ -47,7 +47,7 @@ async def test_a_view_holds_the_page_of_its_window(store: ConversationStore, fil
 async def test_a_message_that_only_a_newer_release_reads_is_shown_as_it_is(store: ConversationStore) -> None:
     outbox = Outbox()
     await send(store, outbox, ONLY, Event(type="message.appended", schema_version=2, data={"shape": "of tomorrow"}))
-    async with store._runtime.callers_engine.begin() as connection:  # as the newer release would have
+    async with store.runtime.callers_engine.begin() as connection:  # as the newer release would have
         values = {"partition": 0, "conversation_id": ONLY, "version": 1, "message_id": "m-1", "content_version": 1}
         await connection.execute(sa.insert(messages_table).values(**values, role="narrator", state="appended"))
     [message] = await store.messages(ONLY)
@@ -67,40 +67,40 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
 async def test_close_waits_for_what_is_under_way(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
+    monkeypatch.setattr("letopis.store.runtime.CLOSE_TIMEOUT_SECONDS", 20)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
-    reading, pool = asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
+    reading, pool = asyncio.Event(), store.runtime.callers_engine.sync_engine.pool
 
     async def slow(lineage: Lineage, connection: AsyncConnection) -> int:
         reading.set()
         await asyncio.sleep(0.3)
         return int((await connection.execute(sa.select(sa.func.count()).select_from(messages_table))).scalar_one())
 
-    read = asyncio.create_task(store.outbox_access.snapshot(slow))
+    read = asyncio.create_task(store.runtime.snapshot(slow))
     await reading.wait()
     await store.close()
     assert await read == 0
     assert isinstance(pool, QueuePool) and (pool.checkedout(), pool.checkedin()) == (0, 0)
     with pytest.raises(Closed):
-        await store.outbox_access.snapshot(slow)
+        await store.runtime.snapshot(slow)
 
 
 @pytest.mark.parametrize("store_url", ["postgresql", "mariadb"], indirect=True)
 @pytest.mark.parametrize("waits", [True, False], ids=["the close is waited for", "its caller waits no longer"])
 async def test_close_though_a_read_hangs(store_url: str, monkeypatch: pytest.MonkeyPatch, *, waits: bool) -> None:
     if waits:
-        monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
+        monkeypatch.setattr("letopis.store.runtime.CLOSE_TIMEOUT_SECONDS", 0.1)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
-    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._runtime.callers_engine.sync_engine.pool
+    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store.runtime.callers_engine.sync_engine.pool
     assert isinstance(pool, QueuePool)
 
     async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
         reading.set()
         await go_on.wait()
 
-    read = asyncio.create_task(store.outbox_access.snapshot(hangs))
+    read = asyncio.create_task(store.runtime.snapshot(hangs))
     await reading.wait()
     if waits:
         async with asyncio.timeout(60):

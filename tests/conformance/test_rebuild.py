@@ -24,7 +24,7 @@ from letopis.store import (
 )
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import conversations, events, messages, owners
-from letopis.store.maintenance import rebuild
+from letopis.store.ops.rebuild import MAX_NAMED_DIFFERENCES, rebuild
 from letopis.store.rules.reducer import PROJECTION_RULES
 from letopis.store.testing.outbox import Outbox
 from tests.campaigns.rebuild import Operations, damage, differences, digests, fold_of, mismatches, names
@@ -46,14 +46,14 @@ async def three(store: ConversationStore) -> Outbox:
 
 
 async def done(store: ConversationStore, **options: Any) -> dict[str, tuple[str, ...]]:
-    return {one.conversation_id: one.differences async for one in store.rebuild(**options)}
+    return {one.conversation_id: one.differences async for one in rebuild(store, **options)}
 
 
 async def test_what_is_as_it_should_be_is_left_alone(store: ConversationStore) -> None:
     await three(store)
     assert await done(store) == {}
     assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
-    found = [one async for one in store.rebuild(every=True)]
+    found = [one async for one in rebuild(store, every=True)]
     assert [(one.conversation_id, one.events, one.messages, one.written) for one in found] == [
         (name, 3, 2, False) for name in ("a", "b", "c")
     ]
@@ -65,7 +65,7 @@ async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_sinc
     await change(store, sa.update(conversations).values(rules=PROJECTION_RULES - 1), sa.delete(messages))
     await send(store, outbox, "b", Message.user("3"))
     assert (await row(store, "b")).rules == PROJECTION_RULES - 1
-    async for rebuilt in store.rebuild():
+    async for rebuilt in rebuild(store):
         assert rebuilt.conversation_id == "a"
         break  # cut off: what is done stays done
     assert await done(store) == {
@@ -112,8 +112,8 @@ async def test_a_check_names_what_differs_and_writes_nothing(store: Conversation
 async def test_the_differences_that_are_named_are_bounded(store: ConversationStore) -> None:
     await new_outbox(store, "c", *(Message.user("x") for _ in range(50)))
     await change(store, sa.update(messages).values(role="tool"))
-    (found,) = [one async for one in store.rebuild(conversation="c")]
-    assert (len(found.differences), found.difference_count, found.written) == (rebuild.MAX_NAMED_DIFFERENCES, 50, True)
+    (found,) = [one async for one in rebuild(store, conversation="c")]
+    assert (len(found.differences), found.difference_count, found.written) == (MAX_NAMED_DIFFERENCES, 50, True)
 
 
 async def test_a_lost_row_is_made_anew_with_the_next_number(store: ConversationStore) -> None:
@@ -197,8 +197,8 @@ async def test_pages_are_alike(store: ConversationStore, engine: AsyncEngine, mo
     await Operations(7).run(store, 600)
     before = await digests(engine)
     await change(store, sa.delete(messages), sa.update(conversations).values(rules=0))
-    monkeypatch.setattr(rebuild, "PAGE_ROWS", 7)
-    found = [one async for one in store.rebuild()]
+    monkeypatch.setattr("letopis.store.ops.rebuild.PAGE_ROWS", 7)
+    found = [one async for one in rebuild(store)]
     assert max(one.events for one in found) > 100
     assert await digests(engine) == before and await mismatches(store) == []
 
@@ -220,7 +220,7 @@ async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore
     while not writing.done() or rounds < 3:
         async with applying, engine.begin() as connection:
             await damage(connection, chance, count=3)
-        mended += sum([one.written async for one in store.rebuild(every=True)])
+        mended += sum([one.written async for one in rebuild(store, every=True)])
         rounds += 1
     await writing
     await done(store, every=True)
@@ -229,7 +229,7 @@ async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore
 
 async def wrong(store: ConversationStore) -> dict[str, list[str]]:
     found = {}
-    async for name in names(store._runtime.callers_engine):
+    async for name in names(store.runtime.callers_engine):
         folded, _ = await fold_of(store, name)
         if different := await differences(store, name, folded):
             found[name] = different

@@ -1,6 +1,7 @@
 """A receipt of an erasure is confirmed by the store, without content, and refused after any change of either."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,8 +13,8 @@ from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message
 from letopis.store.database.schema import erasures, events, log_heads, records
 from letopis.store.erasures import Erasure
-from letopis.store.maintenance.receipt import ErasureScope, _digest, load, make_receipt
 from letopis.store.model.events import utc_now
+from letopis.store.ops.receipts import ErasureScope, _digest, load, make_receipt
 from tests.conformance.tables import on_sqlite
 from tests.support.sayings import Bots, change, drain, rows_of
 
@@ -41,7 +42,7 @@ async def redact(one: History) -> None:
 async def begun(store: ConversationStore, engine: AsyncEngine) -> tuple[Erasure, ErasureScope]:
     erasure = await store.erasures.register("person", ANN, how="delete", reason="asked", requested_by="dpo")
     async with engine.connect() as connection:
-        return erasure, await ErasureScope.read(connection, "person", ANN)
+        return erasure, await ErasureScope.read(connection, erasure.number)
 
 
 async def receipt_of(engine: AsyncEngine, erasure: Erasure, scope: ErasureScope) -> bytes:
@@ -137,6 +138,70 @@ async def test_each_field_that_is_altered_is_refused(store: ConversationStore, e
             load(torn)
 
 
+FORGERIES: list[dict[str, Any]] = [
+    {"outboxes": []},
+    {"conversations": []},
+    {"conversations": ["mine", "invented"]},
+    {"messages": {}},
+    {"messages": {"group": [f"{ANN}-0"]}},
+    {"conversations": [], "messages": {}, "events": 0, "records": [], "outboxes": []},
+]
+
+
+@pytest.mark.parametrize("forged", FORGERIES, ids=lambda forged: "-".join(forged))
+@on_sqlite
+async def test_a_receipt_that_tells_less_or_more_than_the_store_is_refused(
+    store: ConversationStore, engine: AsyncEngine, bots: Bots, forged: dict[str, Any]
+) -> None:
+    """The digest of a receipt is made by whoever writes it: it proves nothing."""
+    document = orjson.loads(await erased(store, engine, bots[0]))
+    assert await problems(engine, signed_again(document | forged))
+    if "events" in forged:
+        nothing = {"before": {**document["before"], "blocks": []}, "after": {**document["after"], "blocks": []}}
+        assert await problems(engine, signed_again(document | forged | nothing))
+
+
+@on_sqlite
+async def test_two_outboxes_of_one_name_are_told_apart(
+    store: ConversationStore, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    paths = [tmp_path / host / "bot.outbox.db" for host in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+    async with (
+        History(paths[0], store=store, relay=False, watch=False) as one,
+        History(paths[1], store=store, relay=False, watch=False) as two,
+    ):
+        await two.append("other", Message.user("hello"))
+        await drain(two)
+        check = load(await erased(store, engine, one))
+        await drain(one)
+        assert [problem async for problem in check.problems(engine)] == []
+        told = {outbox.origin_id: outbox.state for outbox in check.outboxes}
+        assert told[one.outbox.origin.origin_id] != "has not acknowledged yet"
+        assert told[two.outbox.origin.origin_id] == "has not acknowledged yet"
+        assert [outbox.name for outbox in check.outboxes] == ["bot.outbox.db"] * 2
+
+
+@on_sqlite
+async def test_a_record_that_a_forged_receipt_leaves_out_is_found(
+    store: ConversationStore, engine: AsyncEngine, bots: Bots
+) -> None:
+    one = bots[0]
+    await said(one)
+    await one.records(owner=ANN).put(("notes",), "key", AUTHOR_WORDS)
+    await drain(one)
+    begin = await begun(store, engine)
+    rows = [dict(row._mapping) for row in await rows_of(store, sa.select(records))]
+    await redact(one)
+    await one.records(owner=ANN).erase()
+    await drain(one)
+    document = orjson.loads(await receipt_of(engine, *begin))
+    await change(store, sa.insert(records).values(rows))
+    expected = ["the store holds 1 records that were put before the erasure"]
+    assert await problems(engine, signed_again(document | {"records": []})) == expected
+
+
 @on_sqlite
 async def test_content_that_is_back_is_found(store: ConversationStore, engine: AsyncEngine, bots: Bots) -> None:
     await said(bots[0])
@@ -152,10 +217,11 @@ async def test_content_that_is_back_is_found(store: ConversationStore, engine: A
     await change(store, sa.update(events).where(*at).values(data=back.data, salt=back.salt))
     [problem] = await problems(engine, content)
     assert problem == f"event {back.position} of partition {back.partition} holds content, in conversation 'group'"
-    await change(store, sa.update(log_heads).values(position=log_heads.c.position - 1), sa.delete(erasures))
-    found = await problems(engine, content)
-    assert any("is older than the receipt" in problem for problem in found)
-    assert any("of the log ends at" in problem for problem in found)
+    await change(store, sa.update(log_heads).values(position=log_heads.c.position - 1))
+    assert any("of the log ends at" in problem for problem in await problems(engine, content))
+    await change(store, sa.delete(erasures))
+    [problem] = await problems(engine, content)
+    assert "is older than the receipt" in problem
 
 
 @on_sqlite
@@ -181,7 +247,7 @@ async def test_records_that_are_back_are_found(store: ConversationStore, engine:
     assert await problems(engine, content) == []
     [back] = [row for row in rows if row["scope"].endswith("mine")]
     await change(store, sa.insert(records).values(back))
-    assert await problems(engine, content) == ["the store holds 1 of the records of the receipt"]
+    assert await problems(engine, content) == ["the store holds 1 records that were put before the erasure"]
 
 
 @on_sqlite

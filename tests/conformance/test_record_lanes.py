@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from letopis.store import ConversationDeleted, ConversationStarted, ConversationStore, Message, StoreFault
 from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
 from letopis.store.model.records import MAX_INLINE_BYTES, RecordRange, Scope, encode_namespace
+from letopis.store.read.reader import Reader
 from letopis.store.read.records import RecordsView
 from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
@@ -35,8 +36,10 @@ async def values(store: ConversationStore) -> dict[str, bytes]:
 
 
 async def page(store: ConversationStore, origin_id: UUID = NOBODY) -> RecordsView:
-    return await store.outbox_access.read_records(
-        lambda reader, connection: reader.page(connection, SCOPE, RecordRange(), limit=100, origin_id=origin_id)
+    return await store.runtime.snapshot(
+        lambda lineage, connection: lineage.reader.records.page(
+            connection, SCOPE, RecordRange(), limit=100, origin_id=origin_id
+        )
     )
 
 
@@ -95,11 +98,11 @@ async def test_a_lane_is_trimmed_with_a_delivery_and_without_one(store: Conversa
     outbox.delivered[lane] = 4
     assert await count(store, record_ledger) == 2
     pruned = [LaneBatch(conversation_id=lane, deliveries=(), pruned=3)]
-    assert await store.outbox_access.untrimmed(outbox.origin.origin_id, {lane: 3}) == {lane: 3}
+    assert (await store.runtime.read(Reader.lanes, outbox.origin.origin_id, [lane]))[lane].floor == 2
     result = await store.apply(outbox.origin, pruned)
     assert [(one.head, one.inserted, one.duplicates) for one in result.applied] == [(4, 0, 0)]
     assert await count(store, record_ledger) == 1
-    assert await store.outbox_access.untrimmed(outbox.origin.origin_id, {lane: 3}) == {}
+    assert (await store.runtime.read(Reader.lanes, outbox.origin.origin_id, [lane]))[lane].floor == 3
     # What an outbox says of a lane that is not known, or beyond what is applied, trims nothing.
     await store.apply(Outbox().origin, pruned)
     await store.apply(outbox.origin, [LaneBatch(conversation_id=lane, deliveries=(), pruned=9)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from letopis import History, Message, Record, Records
-from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
+from letopis.ops.verify import record_problems as outbox_problems
 from tests.conformance.tables import on_sqlite
 from tests.support.outboxes import exported, imported
 from tests.support.sayings import all_pages, drain

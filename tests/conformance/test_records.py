@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from letopis import History, RecordPut, Records
+from letopis import Bounds, History, RecordPut, Records
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
@@ -385,7 +385,9 @@ async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp
     await bot.chat(CHAT).delete()
     with pytest.raises(ConversationGone):
         await records.put(CP, "a", 3, expected=second.revision)  # type: ignore[arg-type]
-    async with History(tmp_path / "full.outbox.db", relay=False, watch=False, max_events=1) as full:
+    with pytest.raises(ConversationGone):
+        await records.erase()
+    async with History(tmp_path / "full.outbox.db", relay=False, watch=False, bounds=Bounds(max_events=1)) as full:
         mine = full.records(space="app")
         await mine.put(CP, "a", 1, expected=ABSENT)
         with pytest.raises(OutboxFull):

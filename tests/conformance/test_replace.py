@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from letopis import ConversationStore, EventIdReused, History, InvalidInput, Message, VersionConflict
+from letopis import ConversationStore, History, IdReused, InvalidInput, Message, Receipt, VersionConflict
 from letopis.outbox.relay.relay import Relay
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.conformance.tables import on_sqlite
 from tests.conformance.talk import deliver, lose_acknowledgements, path, prune_all
@@ -29,6 +30,11 @@ def shown(*names: str) -> list[tuple[str, str]]:
     return [(name, f"words {name}") for name in names]
 
 
+def copies(receipt: Receipt, *names: str) -> list[tuple[str, str]]:
+    """Return what is shown of messages that a replacement appended first, under new ids."""
+    return [(new, f"words {name}") for new, name in zip(receipt.message_ids, names, strict=False)]
+
+
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *, delivered: bool) -> None:
     bot, other = bots
@@ -39,10 +45,10 @@ async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *
 
     await bot.append(CHAT, *said("a", "b", "c", "d"))
     await settle()
-    # What is the same at the beginning stays, the rest comes in the new order.
+    # What is the same at the beginning stays, the rest comes in the new order, under new ids where they are used.
     receipt = present(await bot.chat(CHAT).replace(said("a", "c", "b", "new")))
-    assert receipt.message_ids == ("c", "b", "new")
-    assert await content(bot) == shown("a", "c", "b", "new")
+    assert receipt.message_ids[2] == "new" and {"b", "c"}.isdisjoint(receipt.message_ids)
+    assert await content(bot) == [*shown("a"), *copies(receipt, "c", "b"), *shown("new")]
     await settle()
     assert await bot.chat(CHAT).replace(said("a", "c", "b", "new")) is None
     assert await bot.chat(CHAT).replace(said("a")) is not None
@@ -52,11 +58,11 @@ async def test_it_becomes_the_whole_path(bots: Bots, store: ConversationStore, *
     await settle()
     last = present(await bot.chat(CHAT).replace([Message.system("summary", id="s"), *said("d")], owner=42))
     await deliver(bot)
-    assert await last.saved(60)
-    assert await content(bot) == await content(other) == [("s", "summary"), *shown("d")]
+    assert (await last.saved(60), await last.superseded(5)) == (True, False)
+    assert await content(bot) == await content(other) == [("s", "summary"), (last.message_id, "words d")]
     found = present(await store.conversation(CHAT))
-    assert (found.message_count, found.tokens, found.owner_id) == (2, 5, "42")
-    assert [found.differences async for found in store.rebuild(check=True)] == [()]
+    assert (found.message_count, found.tokens, found.owner_id) == (2, 8, "42")
+    assert [found.differences async for found in rebuild(store, check=True)] == [()]
 
 
 async def test_a_conversation_that_is_new_or_empty(bot: History) -> None:
@@ -65,7 +71,7 @@ async def test_a_conversation_that_is_new_or_empty(bot: History) -> None:
     assert await content(bot) == shown("a", "b")
 
 
-async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: Bots) -> None:
+async def test_what_only_the_store_holds_comes_in_its_new_place(bots: Bots) -> None:
     bot, other = bots
     await other.append(CHAT, *said("x", "y"))
     await deliver(other)
@@ -73,16 +79,19 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: Bots) ->
     await deliver(bot)
     await bot.outbox.write(prune_all)
     for names in (("z", "x", "y"), ("x", "z"), ("z", "x"), ("new", "y", "z"), ()):
+        expected = [f"words {name}" for name in names]
         receipt = present(await bot.chat(CHAT).replace(said(*names)))
-        assert await content(bot) == shown(*names)
+        assert [text for _, text in await content(bot)] == expected
         await deliver(bot)
-        assert await receipt.saved(60)
-        assert await content(bot) == await content(other) == shown(*names)
+        assert (await receipt.saved(60), await receipt.superseded(5)) == (True, False)
+        assert await content(bot) == await content(other)
+        assert [text for _, text in await content(bot)] == expected
+        assert await bot.chat(CHAT).replace(said(*names)) is None
         await bot.outbox.write(prune_all)
     await other.chat(CHAT).redact("x")
     await deliver(other)
     for refused in (Message.user("other words", id="y"), *said("x")):
-        with pytest.raises(EventIdReused):
+        with pytest.raises(IdReused):
             await bot.chat(CHAT).replace([Message.user("n"), refused])
 
 
@@ -90,11 +99,11 @@ async def test_edited_messages_come_as_they_are_shown(bot: History) -> None:
     await bot.append(CHAT, *said("a", "b"))
     await bot.chat(CHAT).edit("b", "edited")
     messages = [one.message for one in await bot.messages(CHAT)]
-    await bot.chat(CHAT).replace(messages[::-1])
-    assert await content(bot) == [("b", "edited"), *shown("a")]
-    await deliver(bot)
-    assert await content(bot) == [("b", "edited"), *shown("a")]
-    with pytest.raises(EventIdReused):
+    receipt = present(await bot.chat(CHAT).replace(messages[::-1]))
+    for _ in range(2):
+        assert await content(bot) == [(receipt.message_ids[0], "edited"), (receipt.message_ids[1], "words a")]
+        await deliver(bot)
+    with pytest.raises(IdReused):
         await bot.chat(CHAT).replace([Message.user("third", id="b")])
 
 
@@ -112,7 +121,7 @@ async def test_refusals_write_nothing(bot: History) -> None:
         with pytest.raises(InvalidInput):
             await bot.chat(CHAT).replace(messages)  # type: ignore[arg-type]
     for messages in (said("new", "a"), [Message.user("other", id="b")]):
-        with pytest.raises(EventIdReused):
+        with pytest.raises(IdReused):
             await bot.chat(CHAT).replace(messages)
     assert await bot.chat(CHAT).events() == before
 
@@ -181,22 +190,18 @@ async def test_a_relay_that_cuts_it_in_parts_is_noticed(bots: Bots) -> None:
         assert len(await seen_by_another(bots, 8)) > 2
 
 
-@pytest.mark.parametrize("there", [True, False])
-async def test_the_first_message_shares_the_verdict_unless_it_is_there(bots: Bots, *, there: bool) -> None:
-    """The event that decides for all is written under another id where it puts a message back."""
+async def test_the_first_new_message_decides_for_the_rest(bots: Bots) -> None:
     one, two = bots
-    first, second = numbered("m", 2)
+    first, *rest = numbered("m", 3)
     await one.append(CHAT, first)
-    if not there:
-        await one.chat(CHAT).rewind(to=None)
     await drain(one)
     page = await one.messages(CHAT)
     await two.append(CHAT, Message.user("the other's", id="x"))
     await drain(two)
-    late = await one.append(CHAT, first, second, after=page)
+    late = await one.append(CHAT, first, *rest, after=page)
     await drain(one)
     assert await late.superseded(60)
-    assert await path(one) == await path(two) == (["m-0", "x"] if there else ["x"])
+    assert await path(one) == await path(two) == ["m-0", "x"]
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -220,4 +225,4 @@ async def test_nothing_is_saved_from_behind_a_rewind(bots: Bots, store: Conversa
     await lose_acknowledgements(one)
     await drain(one)
     assert await again.superseded(60)
-    assert [found.differences async for found in store.rebuild(check=True)] == [()]
+    assert [found.differences async for found in rebuild(store, check=True)] == [()]

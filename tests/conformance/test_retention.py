@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History, Relay
-from letopis.outbox.relay.content_retention import append_trims
+from letopis.outbox.relay import content_retention
+from letopis.outbox.relay.content_retention import append_trims, due_content, keep_places
 from letopis.store import PINNED, ContentRetention, ConversationStore, Message, RetentionRule
-from letopis.store.maintenance.retention import RetentionStep, read_again
-from letopis.store.outbox_access import OutboxAccess
+from letopis.store.maintenance.retention import Place, RetentionStep, read_again
 from tests.conformance.tables import on_sqlite, stored_text
 from tests.conformance.test_trims import assert_agrees
 from tests.support.sayings import finish_tasks, problems
@@ -215,9 +215,8 @@ async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, mo
                 await say(one if number % 2 else two, calendar, f"c{number}", day)
         calendar.day = 30.5
         # Both look from the same places on before either has kept its own.
-        access = one.store.outbox_access
         found = [
-            await access.due_content(DAYS_30, {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id)
+            await due_content(one.store, DAYS_30, {(0, 0): 10_000}, origin_id=bot.outbox.origin.origin_id)
             for bot in (one, two)
         ]
         assert [due.conversation_id for due in found[0].due] == [due.conversation_id for due in found[1].due]
@@ -232,32 +231,53 @@ async def test_two_relays_at_once_are_one(opened: Opened, calendar: Calendar, mo
 async def test_the_log_is_read_again_on_request(bot: History, calendar: Calendar) -> None:
     await say(bot, calendar, "a", 0)
     calendar.day = 31
-    access = bot.store.outbox_access
-    places = {}
-    while (step := await access.due_content(DAYS_30, places, origin_id=bot.outbox.origin.origin_id)).more:
-        await access.keep_places(DAYS_30, step)  # as if a hold kept it
+    store, places = bot.store, dict[Place, int]()
+    while (step := await due_content(store, DAYS_30, places, origin_id=bot.outbox.origin.origin_id)).more:
+        await keep_places(store, DAYS_30, step)  # as if a hold kept it
         places |= step.moved
     assert await retain(bot, DAYS_30, calendar) == 0
-    await bot.store._runtime.write(read_again)
-    await access.keep_places(DAYS_30, replace(step, moved={(0, 0): 5}, began=2))  # of a step that was under way
+    await bot.store.runtime.write(read_again)
+    await keep_places(store, DAYS_30, replace(step, moved={(0, 0): 5}, began=2))  # of a step that was under way
     assert await retain(bot, DAYS_30, calendar) == 1
     assert await kept(bot, "a") == []
+
+
+@pytest.mark.parametrize("kind", ["owner", "conversation"])
+async def test_what_is_held_stays_until_the_hold_is_released(bot: History, calendar: Calendar, kind: Any) -> None:
+    await say(bot, calendar, "a", 0)
+    await say(bot, calendar, "b", 0, owner="43")
+    subject = "42" if kind == "owner" else "a"
+    await bot.store.erasures.hold(kind, subject, reason="a court asked")
+    calendar.day = 31
+    assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a"), await kept(bot, "b")) == (1, ["a-0"], [])
+    assert await bot.store.erasures.release(kind, subject)
+    assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a")) == (1, [])
+
+
+async def test_what_an_author_on_hold_wrote_ends_what_is_due(bot: History, calendar: Calendar) -> None:
+    await say(bot, calendar, "a", 0)
+    await bot.append("a", Message.user("t0ken-evidence", id="evidence", author="44"))
+    await say(bot, calendar, "a", 1)
+    await bot.store.erasures.hold("owner", "44", reason="a court asked")
+    calendar.day = 41
+    assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a")) == (1, ["evidence", "a-1"])
+    assert await bot.store.erasures.release("owner", "44")
+    assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a")) == (1, [])
 
 
 @on_sqlite
 async def test_a_round_ends_amid_new_events(bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
     """New events are for the next round: they must not keep the older ones from being looked at."""
     await say(bot, calendar, "a", 0, 31)
-    access, calls = type(bot.store.outbox_access), 0
-    due_content = access.due_content
+    calls = 0
 
-    async def and_one_more(self: OutboxAccess, *args: Any, **options: Any) -> RetentionStep:
+    async def and_one_more(*args: Any, **options: Any) -> RetentionStep:
         nonlocal calls
         calls += 1
         assert calls < 20, "the round does not end"
         await say(bot, calendar, f"new-{calls}", 31 + calls / 1_000)
-        return await due_content(self, *args, **options)
+        return await due_content(*args, **options)
 
-    monkeypatch.setattr(access, "due_content", and_one_more)
+    monkeypatch.setattr(content_retention, "due_content", and_one_more)
     assert await retain(bot, DAYS_30, calendar) == 1
     assert await kept(bot, "a") == ["a-31"]

@@ -104,7 +104,7 @@ async def test_every_form_of_a_word_is_found(
     if by == "index":
         await catch_up_index(store)
     else:
-        monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
+        monkeypatch.setattr(store.runtime, "search_catch_up", AsyncMock())
     assert by_rule("ответы", FORMS) == ANSWERS
     for query in QUERIES:
         page = await store.search(query)
@@ -285,7 +285,7 @@ async def test_what_left_the_path_is_gone(store: ConversationStore, by: str, mon
     outbox.append("archived", ConversationArchived())
     await send(store, outbox, "cleared", ConversationRewound())
     if by == "events":
-        monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
+        monkeypatch.setattr(store.runtime, "search_catch_up", AsyncMock())
 
     for _ in range(2):
         found = set(ids(await store.search("ответ")))
@@ -331,7 +331,7 @@ async def test_index_cut_off_goes_on_where_it_was(store: ConversationStore, monk
 
 @on_sqlite
 async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
+    monkeypatch.setattr(store.runtime, "search_catch_up", AsyncMock())
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 3)
     page = await store.search("ответ")
     assert set(ids(page)) == {"a-1", "a-2", "a-3"}
@@ -343,7 +343,7 @@ async def test_partial_search_says_so(store: ConversationStore, forms: Outbox, m
 @on_sqlite
 async def test_message_and_its_edit_are_one_hit(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is read in pieces, and the edit lies in another one."""
-    monkeypatch.setattr(store._runtime, "search_catch_up", AsyncMock())
+    monkeypatch.setattr(store.runtime, "search_catch_up", AsyncMock())
     monkeypatch.setattr(finder, "UNINDEXED_EVENTS_PER_READ", 2)
     outbox = await indexed(store, Message.user("before"))
     outbox.append("c", *(Message.user("вопрос", id=name) for name in ("m", "n")))
@@ -370,7 +370,7 @@ async def test_search_waits_a_moment(store: ConversationStore, forms: Outbox, mo
         return 1
 
     monkeypatch.setattr(indexer.Indexer, "catch_up", slowly)
-    monkeypatch.setattr(store._runtime.search_catch_up, "_timeout", 0.02)
+    monkeypatch.setattr(store.runtime.search_catch_up, "_timeout", 0.02)
     async with asyncio.timeout(30):
         for _ in range(2):
             assert set(ids(await store.search("ответ"))) == ANSWERS
@@ -383,7 +383,7 @@ async def test_search_waits_a_moment(store: ConversationStore, forms: Outbox, mo
 @on_sqlite
 async def test_index_goes_on_behind(store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finder, "MAX_UNINDEXED_EVENTS", 2)
-    monkeypatch.setattr(store._runtime.search_catch_up, "_timeout", 0.0)
+    monkeypatch.setattr(store.runtime.search_catch_up, "_timeout", 0.0)
     assert not (await store.search("ответ")).complete
     await until(partial(documents, store, len(FORMS)))
     assert set(ids(await store.search("ответ"))) == ANSWERS

@@ -62,8 +62,9 @@ async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: p
             yield page
 
     monkeypatch.setattr(reading.StatisticsReader, "_conversation_pages", interrupted)
-    found = await store.outbox_access.statistics(
-        counting.Period(), origin_id=outbox.origin.origin_id, lanes={"a": (), "d": (), "nowhere": ()}
+    reader, lanes = (await store.runtime.prepared()).statistics, {"a": (), "d": (), "nowhere": ()}
+    found = await store.runtime.connected(
+        lambda connection: reader.count(connection, counting.Period(), origin_id=outbox.origin.origin_id, lanes=lanes)
     )
 
     assert delivered

@@ -16,6 +16,7 @@ from letopis.store.model.event_types import (
     MessageSent,
     ReactionAdded,
 )
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.rules.fold import fold
 from letopis.store.testing.forks import forked
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
@@ -51,7 +52,7 @@ async def assert_agrees(store: ConversationStore, *names: str) -> None:
     assert await problems(store) == []
     await assert_no_gaps(store)
     for name in names:
-        log = await store.events(name, limit=1000)
+        log = await store.events(name, first=1000)
         folded = fold(log)
         if not any(event.type == "conversation.started" and "forked_from" in event.data for event in log):
             assert (await store.messages(name, every=True)).items == folded.messages
@@ -66,9 +67,10 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
     store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool, together: bool
 ) -> None:
     if in_steps:
-        take_small_steps(monkeypatch, "write.redaction", "write.row_writer", rows=0)  # every trim is marked
+        take_small_steps(monkeypatch, "write.erasing", "write.row_writer", rows=0)  # every trim is marked
     outbox = Outbox()
-    outbox.append(CHAT, *talk())
+    outbox.append(CHAT, *talk(), MessageEdited(message_id="o0", content=f"{OLD} later"))
+    outbox.append(CHAT, MessageEdited(message_id="y1", content=f"{YOUNG} 1"))
     if not together:
         await outbox.deliver(store)
         before = (await store.messages(CHAT)).items
@@ -82,7 +84,7 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
         if not together:
             assert shown[6:] == before[6:]
         log = repr((await store.events(CHAT)).items)
-        assert OLD not in log and log.count(YOUNG) == 4
+        assert OLD not in log and log.count(YOUNG) == 5
         found = present(await store.conversation(CHAT))
         assert (found.trimmed, found.title, found.metadata) == (12, "kept title", {"kept": "metadata"})
         assert (found.message_count, found.tokens) == (9, 21)
@@ -90,7 +92,7 @@ async def test_old_content_is_gone_and_young_content_is_as_it_was(
 
     await expect()
     assert await problems(store) == []
-    assert (await store.pending_tasks()).tasks == (2 if in_steps and not together else 0)
+    assert (await store.pending_tasks()).tasks == (3 if in_steps and not together else 0)
     await finish_tasks(store)
     await expect()
     held = await stored_text(store)
@@ -124,7 +126,7 @@ async def test_a_trim_cannot_reach_beyond_itself(store: ConversationStore) -> No
 @pytest.mark.parametrize("in_steps", [False, True])
 async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.MonkeyPatch, *, in_steps: bool) -> None:
     if in_steps:
-        take_small_steps(monkeypatch, "write.redaction", "write.row_writer", rows=0)  # every trim is marked
+        take_small_steps(monkeypatch, "write.erasing", "write.row_writer", rows=0)  # every trim is marked
     outbox = Outbox()
     outbox.append("p", *talk())
     await send(store, outbox, "f", forked("p", 6), Message.user("own", id="f0"))
@@ -142,10 +144,27 @@ async def test_fork_reads_on(store: ConversationStore, monkeypatch: pytest.Monke
     await send(store, outbox, "f", trim(1))
     await outbox.deliver(store)
     await finish_tasks(store)
-    assert [message.text for message in await store.messages("f")] == ["own"]
+    shown = (await store.messages("f")).items
+    assert [message.id for message in shown] == [message.id for message in before], "counts do not change"
+    assert [message.text for message in shown] == ["", "", "", "", "own"]
     held = await stored_text(store)
     assert OLD not in held and YOUNG in held and "kept title" in held
     await assert_agrees(store, "p", "f", "late")
+
+
+@on_sqlite
+async def test_an_edit_that_a_fork_keeps_leaves_with_it_after_a_rebuild(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("p", *talk(), MessageEdited(message_id="o0", content=f"{OLD} later"))
+    await send(store, outbox, "f", forked("p", 17))
+    await send(store, outbox, "p", trim(12))
+    await change(store, "DELETE FROM letopis_conversations WHERE conversation_id = 'p'")
+    assert True in [rebuilt.written async for rebuilt in rebuild(store)]
+    assert (await store.messages("f")).items[0].text == f"{OLD} later"
+    assert OLD not in repr((await store.events("p")).items)
+    await send(store, outbox, "f", ConversationDeleted())
+    await outbox.deliver(store)
+    assert OLD not in await stored_text(store)
 
 
 @on_sqlite
@@ -192,5 +211,5 @@ async def test_rebuilding_repairs_rows_of_a_trimmed_conversation(store: Conversa
     before, row = (await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)
     cut = "UPDATE letopis_conversations SET trimmed = 0, tags = NULL, title = NULL"
     await change(store, "DELETE FROM letopis_messages", cut)
-    assert [rebuilt.written async for rebuilt in store.rebuild(every=True)] == [True]
+    assert [rebuilt.written async for rebuilt in rebuild(store, every=True)] == [True]
     assert ((await store.messages(CHAT, every=True)).items, await store.conversation(CHAT)) == (before, row)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from letopis import History, Page, RecordedMessage
-from letopis.outbox.diagnostics.new_origin import assign_new_origin
+from letopis.ops.new_origin import assign_new_origin
 from letopis.outbox.event_log.append_encoding import After, prepare
 from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen
 from letopis.store.model.event_types import (

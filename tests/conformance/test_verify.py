@@ -72,7 +72,7 @@ async def test_a_change_by_hand_is_found(store: ConversationStore, name: str) ->
 
 async def test_deliveries_beside_it_are_no_problem(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox = await three_records(store)
-    monkeypatch.setattr("letopis.store.maintenance.integrity.PAGE_ROWS", 2)
+    monkeypatch.setattr("letopis.store.ops.verify.PAGE_ROWS", 2)
     writing, found = True, list[str]()
 
     async def check() -> None:

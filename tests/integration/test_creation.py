@@ -21,7 +21,7 @@ from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.status import status_of
-from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, _components
+from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, components
 from tests.proof.crash.gate import enter, guard, missing
 from tests.support.platforms import posix_only
 
@@ -51,7 +51,7 @@ STALLED_IMPORT = """
 async def test_the_time_of_the_creation_does_not_count_against_the_timeout_of_a_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _components.prepare_schema
+    real = components.prepare_schema
 
     async def slowly(*given: Any, setup: Callable[[], AbstractContextManager[None]], **named: Any) -> int:
         with setup():
@@ -59,7 +59,7 @@ async def test_the_time_of_the_creation_does_not_count_against_the_timeout_of_a_
                 await asyncio.sleep(0.01)
         return await real(*given, setup=setup, **named)
 
-    monkeypatch.setattr(_components, "prepare_schema", slowly)
+    monkeypatch.setattr(components, "prepare_schema", slowly)
     async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, read_timeout=1.0) as history:
         assert (await history.messages("chat")).complete
 
@@ -109,7 +109,7 @@ def killed(context: ForkServerContext, folder: Path, *, at: int) -> int:
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_a_process_killed_while_it_creates_its_files_heals_at_the_next_start(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.integration.test_creation", "alembic.command", "letopis.store._components"])
+    context.set_forkserver_preload(["tests.integration.test_creation", "alembic.command", "letopis.store.components"])
     calls = killed(context, tmp_path / "whole", at=0)
     assert calls > 20
     said = set[str]()

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from letopis.console.hosted import HostedConsoles
-from letopis.outbox.cli.interface.exit_codes import Exit
+from letopis.ops.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.daemons import DaemonProcess, Ear, ask, until
 from tests.support.platforms import posix_only
@@ -26,7 +26,7 @@ pytestmark = [posix_only("Windows has no POSIX signals"), pytest.mark.usefixture
 WEDGED = """
 import asyncio, time
 import letopis.outbox.alerting.monitor
-from letopis.outbox.cli import main
+from letopis.ops.cli import main
 
 async def block(self):
     await asyncio.sleep(3)
@@ -78,7 +78,7 @@ def test_it_says_ready_and_how_it_is_and_reads_its_configuration_again_and_stops
     assert ear.last("RELOADING=1") < ear.last("READY=1")
     assert ear.count("STOPPING=1") == 1
     assert daemon.messages()[-1] == "ended: 4 events delivered since the start"
-    assert {json.loads(line)["logger"] for line in daemon.lines} == {"letopis.outbox.daemon"}
+    assert {json.loads(line)["logger"] for line in daemon.lines} == {"letopis.ops.daemon"}
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from letopis.ops.doctor.check_store import check_store
+from letopis.ops.doctor.finding import Level
 from letopis.outbox.alerting.incidents import fault_class
-from letopis.outbox.diagnostics.check_store import check_store
-from letopis.outbox.diagnostics.finding import Level
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore

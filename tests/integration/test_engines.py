@@ -1,7 +1,6 @@
 """An engine holds the settings that the guarantees rest on, on each of the three databases."""
 
 import asyncio
-import gc
 import os
 import random
 import sqlite3
@@ -73,28 +72,6 @@ async def test_errors_show_no_parameter(engine: AsyncEngine) -> None:
             await connection.execute(probe.insert(), row)
 
     assert "planted-Secret-42" not in str(caught.value)
-
-
-async def test_a_cancelled_login_leaves_no_error_that_is_never_retrieved(store_url: str) -> None:
-    """Wherever it is cancelled, also while asyncpg asks whether the server has TLS."""
-    reports: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
-    rng = random.Random(3)
-    for _ in range(150):
-        engine = create_store_engine(store_url, timeouts=Timeouts(connect=5, statement=20, lock=2), pool_size=1)
-        task = asyncio.ensure_future(engine.connect().start())
-        for _ in range(rng.randrange(16)):
-            await asyncio.sleep(0 if rng.random() < 0.7 else 0.0005)
-        task.cancel()
-        for end in await asyncio.gather(task, return_exceptions=True):
-            if not isinstance(end, BaseException):
-                await end.close()
-        await engine.dispose()
-        del task
-    gc.collect()
-    await asyncio.sleep(0.1)
-
-    assert reports == []
 
 
 @pytest.mark.parametrize("how", ["asyncio", "anyio"])

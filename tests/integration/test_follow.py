@@ -13,6 +13,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput, Message, RecordedEvent
+from letopis.store.projections.base import read_lags
 from tests.support.sayings import NewStore, present
 
 SAID = 40
@@ -22,7 +23,7 @@ class Following:
     """``letopis follow --json`` in a process of its own, which is killed in the end."""
 
     def __init__(self, *arguments: str, url: str, folder: Path) -> None:
-        words = (sys.executable, "-m", "letopis.outbox.cli", "follow", "--json", "--store", url, *arguments)
+        words = (sys.executable, "-m", "letopis.ops.cli", "follow", "--json", "--store", url, *arguments)
         environment = {**os.environ, "LETOPIS_CONFIG": ""}
         self._start = asyncio.create_subprocess_exec(*words, cwd=folder, stdout=PIPE, env=environment)
         self.lines: list[dict[str, Any]] = []
@@ -81,7 +82,7 @@ async def test_follower_that_is_killed_leaves_nothing_out(store_url: str, tmp_pa
         for _ in range(2):
             await anext(batches)
         await batches.aclose()
-        assert (await store.outbox_access.lags())["follower.slow"] == await follower.behind() > 0
+        assert (await store.runtime.connected(read_lags))["follower.slow"] == await follower.behind() > 0
 
 
 async def test_follower_is_told_of_a_redaction(store_url: str, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ async def test_follower_reads_every_partition_and_counts_what_is_left(new_store_
         assert {event.partition for event in read} == {0, 1, 2, 3}
         assert whole == len(read) == len({event.event_id for event in read})
         assert 0 < left <= 3  # the last batch is not done: nobody asked for the next one
-        assert (await store.outbox_access.lags())["follower.all"] == left
+        assert (await store.runtime.connected(read_lags))["follower.all"] == left
 
 
 async def test_second_process_under_a_name_is_refused(new_store_url: NewStore, tmp_path: Path) -> None:

@@ -5,18 +5,15 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from letopis.ops.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox import History, Relay, Retention
-from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
-from letopis.outbox.history.checkpoints import prune_checkpoints
 from letopis.outbox.history.records import Records
 from letopis.store import ContentRetention, ConversationStore, Message, RetentionRule
-from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace
 from letopis.store.model.events import utc_now
 from tests.support.relays import until
 
@@ -26,6 +23,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
 from letopis.adapters.langgraph import LetopisSaver, pruning
+from letopis.adapters.langgraph.retention import prune_due
 from tests.integration.test_langgraph_graphs import delta_state
 from tests.support.bots.langgraph import Salted, config, put, values_of
 
@@ -62,20 +60,16 @@ async def opened(url: str, path: Path, *, days: float = 0) -> AsyncIterator[Hist
 
 async def retain(history: History, content: ContentRetention) -> int:
     """Let a relay deliver, delete what is due, and deliver that; return how many checkpoints it deleted."""
-    prune = partial(prune_checkpoints, history.outbox, history.store)
-    relay = Relay(history.outbox, history.store, retention=content, prune=prune)
+    relay = Relay(history.outbox, history.store, retention=content)
     await relay.drain()
     return relay.stats.checkpoints
 
 
 async def would_leave(history: History, content: ContentRetention) -> dict[str, int]:
-    prune, counts = partial(prune_checkpoints, history.outbox, history.store), dict[str, int]()
-    place: CheckpointPlace | None = FIRST_PLACE
-    while place is not None:
-        found, place = await history.store.outbox_access.due_checkpoints(content, place)
-        for due in found:
-            if count := await prune(due, dry_run=True):
-                counts[due.conversation_id] = counts.get(due.conversation_id, 0) + count
+    counts = dict[str, int]()
+    async for pruned in prune_due(history.outbox, history.store, content, dry_run=True):
+        if pruned.checkpoints:
+            counts[pruned.conversation_id] = counts.get(pruned.conversation_id, 0) + pruned.checkpoints
     return counts
 
 
@@ -161,9 +155,8 @@ async def test_a_value_that_another_outbox_puts_again_stays(store_url: str, tmp_
         at = await put(LetopisSaver(one), {"big": f"new {LONG}"}, old, version=2)
         await Relay(one.outbox, one.store).drain()
         again = await put(LetopisSaver(two), {"big": f"old {LONG}"}, at, version=3)
-        prune = partial(prune_checkpoints, one.outbox, one.store)
-        found, _ = await one.store.outbox_access.due_checkpoints(ContentRetention(checkpoints_last=1), FIRST_PLACE)
-        assert [await prune(due) for due in found] == [1]
+        pruning = prune_due(one.outbox, one.store, ContentRetention(checkpoints_last=1))
+        assert [pruned.checkpoints async for pruned in pruning] == [1]
         await Relay(two.outbox, two.store).drain()
         await Relay(one.outbox, one.store).drain()
         assert await values_of(LetopisSaver(one), again) == {"big": f"old {LONG}"}
@@ -193,13 +186,10 @@ async def test_a_relay_prunes_by_its_settings(tmp_path: Path, daemon: bool) -> N
 async def test_without_langgraph_all_else_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError(name=name)
-
     async with opened(f"sqlite:///{tmp_path / 'history.db'}", tmp_path / "bot.outbox.db", days=40) as bot:
         await fill(bot, "chat-1", 5)
         await bot.append("old", Message.user("hello"))
-        monkeypatch.setattr("letopis.outbox.history.checkpoints.import_module", absent)
+        monkeypatch.setattr("letopis.outbox.relay.content_retention.entry_points", lambda *, group: {})
         with caplog.at_level(logging.WARNING):
             assert await retain(bot, ContentRetention(checkpoints_last=1, max_messages=1)) == 0
         assert (await bot.status()).pending == 0 and await left(bot, "chat-1") == 5

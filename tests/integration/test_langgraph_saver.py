@@ -12,8 +12,6 @@ import pytest
 
 from letopis import ConversationStore, History, InvalidInput, Message, RecordPut, RetentionRule, StoreUnavailable
 from letopis.outbox import AllRecords
-from letopis.outbox.history.checkpoints import prune_checkpoints
-from letopis.store.maintenance.due_checkpoints import DueCheckpoints
 from tests.support.relays import deliver_all
 
 pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
@@ -23,6 +21,7 @@ from langgraph.graph import START, StateGraph
 
 from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
 from letopis.adapters.langgraph.keys import VALUES
+from letopis.adapters.langgraph.retention import DueCheckpoints, prune_by_rule
 from tests.support.bots.langgraph import Salted, checkpoint, config, put, values_of
 from tests.support.sayings import present
 
@@ -264,7 +263,7 @@ async def test_checkpoint_put_as_its_parent_goes(history: History, how: str, mon
     due = DueCheckpoints(conversation_id="chat-1", namespace=namespace, rule=rule, put_after=None)
     deletions = {
         "prune": lambda: saver.aprune(["chat-1"]),
-        "retention": lambda: prune_checkpoints(history.outbox, history.store, due),
+        "retention": lambda: prune_by_rule(history.outbox, history.store, due),
         "delete": lambda: saver.adelete_thread("chat-1"),
     }
     records, deleted = type(history.records(conversation="chat-1")), list[Any]()

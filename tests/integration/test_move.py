@@ -19,11 +19,9 @@ from letopis.store import (
     MessageRedacted,
     MoveFailed,
     StoreFault,
-    cancel_move,
-    move,
 )
 from letopis.store.database.store_identity import LogState
-from letopis.store.relocation import handover, mover
+from letopis.store.ops.move import cancel_move, handover, move, mover
 from letopis.store.rules.apply_plan import Origin
 from letopis.store.testing.outbox import Outbox
 from letopis.store.write.applier import Applier

@@ -10,9 +10,10 @@ import pytest
 
 from letopis.adapters._envelope import to_text
 from letopis.adapters.formats import openai_responses
+from letopis.ops.salvage.salvage import salvage
 from letopis.outbox import History
-from letopis.outbox.diagnostics.salvage import salvage
-from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
+from letopis.store import ConversationStore, Data, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult
+from letopis.store.ops.move import move
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
 from tests.support.sayings import NewStore
 from tests.support.servers.store_pool import migrate

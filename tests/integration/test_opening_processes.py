@@ -85,11 +85,10 @@ def test_a_forked_child_neither_inherits_it_nor_disturbs_it(tmp_path: Path) -> N
         from letopis.outbox.history.sharing import REGISTRY
         from letopis.store import Message
 
-        opened = History(sys.argv[1], own_thread=True)
+        # A thread that is inside SQLite or an import at the fork would keep that lock for ever in the child: no relay.
+        opened = History(sys.argv[1], own_thread=True, relay=False, watch=False)
         not_opened = History(sys.argv[2])
         asyncio.run(opened.append("c1", Message.user("parent")))
-        # A thread that imports something at the fork would keep Python's import lock for ever in the child.
-        assert asyncio.run(opened.drained(timeout=30))
         child = os.fork()
         if child == 0:
             print(REGISTRY.outboxes, flush=True)

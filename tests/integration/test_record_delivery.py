@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from letopis.ops.new_origin import assign_new_origin
+from letopis.ops.salvage.salvage import salvage
+from letopis.ops.verify import find_problems
 from letopis.outbox import History, Incident
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
-from letopis.outbox.diagnostics.integrity import find_problems
-from letopis.outbox.diagnostics.new_origin import assign_new_origin
-from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore, Message
@@ -108,8 +108,8 @@ async def test_a_restored_store_is_refilled_by_a_running_relay(
 
         async def refilled() -> bool:
             origin_id = history.outbox.origin.origin_id
-            page = await store.outbox_access.read_records(
-                lambda reader, connection: reader.page(
+            page = await store.runtime.snapshot(
+                lambda lineage, connection: lineage.reader.records.page(
                     connection, records.scope, RecordRange(), limit=10, origin_id=origin_id
                 )
             )

@@ -146,7 +146,7 @@ async def test_a_wait_for_a_connection_is_no_outage(outbox: OutboxFile, new_stor
         relay = relay_on(outbox, store)
         await relay.drain()
         await say(outbox, "chat", 1)
-        async with store._runtime.engine.connect():
+        async with store.runtime.engine.connect():
             task = asyncio.create_task(relay.run())
             await asyncio.sleep(1.5)
             assert (await figures(outbox)).pending == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox.diagnostics.check_hosts import check_hosts
+from letopis.ops.doctor.check_hosts import check_hosts
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store.conversation_store import ConversationStore
@@ -130,7 +130,7 @@ async def test_a_refused_write_has_the_writable_host_looked_for_anew(pair: Pair)
     """Though the connections to the old primary are all alive."""
     _, replica = (address.port for address in hosts_of(pair.url))
     async with ConversationStore.open(pair.url, migrate=True) as store:
-        engine = store._runtime.engine
+        engine = store.runtime.engine
         await asyncio.to_thread(pair.settle)
         await asyncio.to_thread(pair.promote)
         await asyncio.to_thread(pair.demote)

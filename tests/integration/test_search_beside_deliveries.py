@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from letopis.outbox.history.history import History
+from letopis.outbox.history.search import Search
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.model.event_types import MessageRedacted
 from letopis.store.model.messages import Message
 from letopis.store.search import indexer
 from letopis.store.search.index import Document, SQLiteIndex
-from tests.support.relays import until
+from tests.support.relays import deliver_all, until
 from tests.support.sayings import catch_up_index, new_outbox, present, send
 from tests.support.sqlite_rows import rows
 
@@ -52,7 +53,7 @@ async def test_no_word_is_stemmed_while_an_sqlite_store_is_locked(
     locked = []
     async with ConversationStore.open(f"sqlite:///{path}") as store:
         await new_outbox(store, "c", *(Message.user(f"ответ {number}") for number in range(EVENTS)))
-        truncation = present(store._runtime._wal_truncator._running)
+        truncation = present(store.runtime._wal_truncator._running)
         await truncation  # it takes the lock for a moment, in the thread that writes
         while_stemming(monkeypatch, lambda: locked.append(is_locked(path)))
 
@@ -134,3 +135,28 @@ async def test_a_relay_keeps_the_index_up_to_date_once_the_store_was_searched(tm
         receipt = await history.append("c", Message.user("ответ 5"))
         assert await receipt.saved(timeout=60)
         await until(lambda: count() == [(6,)])
+
+
+async def test_an_undo_that_is_delivered_meanwhile_is_not_undone_twice(
+    tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rewind is in the file's snapshot and in the store's: folded again, it takes what was appended after it."""
+    async with History(tmp_path / "bot.outbox.db", store=store_url, relay=False, watch=False) as history:
+        await history.append("c", Message.user("вопрос", id="question"), Message.assistant("ответ", id="first"))
+        await deliver_all(history)
+        await history.chat("c").undo()
+        await history.append("c", Message.user("вопрос", id="again"), Message.assistant("ответ", id="second"))
+        right = Search._in_store
+
+        async def late(self: Search, ask: Any) -> Any:
+            await deliver_all(history)
+            await history.append("c", Message.assistant("ответ", id="third"))
+            await deliver_all(history)
+            return await right(self, ask)
+
+        monkeypatch.setattr(Search, "_in_store", late)
+        page = await history.search("ответ")
+
+    assert {hit.message.id for hit in page} >= {"second"}
+    assert "first" not in {hit.message.id for hit in page}
+    assert page.complete

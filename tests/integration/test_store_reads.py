@@ -119,7 +119,7 @@ def query_of(name: str, outbox: Outbox, window: Window) -> ViewQuery:
 
 async def in_one(store: ConversationStore, query: ViewQuery) -> StoreView | None:
     """Return a view as a server is asked for it."""
-    return await store._runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
+    return await store.runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
 
 
 def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -130,11 +130,11 @@ def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Aw
         "newest messages": lambda: store.messages("long", last=50),
         "messages before": lambda: store.messages("long", last=50, before=2_000),
         "messages after": lambda: store.messages("long", first=50, after=2_000),
-        "view": lambda: store.outbox_access.view(query_of("long", outbox, Window(last=50))),
-        "view by place": lambda: store.outbox_access.view(
+        "view": lambda: store.runtime.view(query_of("long", outbox, Window(last=50))),
+        "view by place": lambda: store.runtime.view(
             replace(query_of("long", outbox, Window(last=50)), names=("m-1", "m-2"))
         ),
-        "events": lambda: store.events("long", after=2_000, limit=50),
+        "events": lambda: store.events("long", after=2_000, first=50),
         "lane heads": lambda: store.lane_heads(origin_id, ["chat-1", "chat-2", "long"]),
         "own conversations": lambda: store.conversations(owner="owner-1", limit=10),
         "conversations": lambda: store.conversations(limit=10),
@@ -143,7 +143,7 @@ def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Aw
 
 async def test_every_read_goes_by_an_index(filled: Filled) -> None:
     store, outbox = filled
-    kind = store._runtime.engine.dialect.name
+    kind = store.runtime.engine.dialect.name
     every, wrong = reads(store, outbox), {}
     for owner in (None, "owner-1"):
         page = await store.conversations(owner=owner, limit=10)
@@ -172,11 +172,11 @@ async def test_messages_and_views_take_one_and_two_round_trips(filled: Filled) -
 
     # One statement more for messages that are more than appended: in a file, which is read in one hop, each time;
     # on a server the first time, after which the conversation is read whole at once.
-    more = 1 if store._runtime.embedded else 0
+    more = 1 if store.runtime.embedded else 0
     assert len(await explained(store, lambda: store.messages("long", last=50))) == 2
     assert len(await explained(store, lambda: store.messages("long", last=50))) == 1 + more
-    view = await explained(store, lambda: store.outbox_access.view(query_of("long", outbox, Window(last=50))))
-    assert len(view) == (1 if not store._runtime.embedded else 2 + more)
+    view = await explained(store, lambda: store.runtime.view(query_of("long", outbox, Window(last=50))))
+    assert len(view) == (1 if not store.runtime.embedded else 2 + more)
     # Where a page shows that there is no more to them, the few columns do again.
     plain = [await explained(store, lambda: store.messages("plain", last=50)) for _ in range(2)]
     assert [len(one) for one in plain] == [1, 1]
@@ -188,7 +188,7 @@ async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(fille
     for window in windows:
         query = query_of("plain", outbox, window)
         found = await in_one(store, query)
-        view = await store.outbox_access.view(replace(query, whole=True))
+        view = await store.runtime.view(replace(query, whole=True))
 
         assert found is not None, window
         assert found.plain and view.conversation is not None
@@ -196,9 +196,9 @@ async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(fille
         assert (found.sequence, found.version) == (60, 60)
     other = present(await in_one(store, query_of("plain", Outbox(), Window(last=5))))
     assert other.sequence == 0  # of an outbox that delivered nothing of it
-    if not store._runtime.embedded:
+    if not store.runtime.embedded:
         [(statement, plan)] = await explained(store, lambda: in_one(store, query_of("plain", outbox, Window(last=5))))
-        assert complaints(store._runtime.engine.dialect.name, plan) == [], statement
+        assert complaints(store.runtime.engine.dialect.name, plan) == [], statement
 
 
 async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapshot(store: ConversationStore) -> None:
@@ -212,7 +212,7 @@ async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapsh
 
     for name, told in {"fork": False, "cleared": False, "marked": True, "chat-1": False, "nowhere": True}.items():
         query = query_of(name, outbox, Window(last=5))
-        view = await store.outbox_access.view(replace(query, whole=True))
+        view = await store.runtime.view(replace(query, whole=True))
         for _ in range(2):  # also when it is known
             found = await in_one(store, query)
             assert (found is not None) == told, name
@@ -224,7 +224,7 @@ async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_
     """What a server knows of a table, it counts now and then; in between it would read the whole log."""
     async with ConversationStore.open(store_url, migrate=True) as store:
         outbox = await new_outbox(store, "chat", *(Message.user("x") for _ in range(300)))
-        kind = store._runtime.engine.dialect.name
+        kind = store.runtime.engine.dialect.name
         for read in (
             partial(store.messages, "chat", last=50),
             partial(in_one, store, query_of("chat", outbox, Window(last=50))),

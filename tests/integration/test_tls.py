@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from letopis.outbox.cli.interface.exit_codes import Exit, explain
+from letopis.ops.cli.interface.exit_codes import Exit, explain
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError
 from tests.support.bench import ask, fault_at

@@ -126,7 +126,7 @@ async def test_refusal_of_all_is_the_stores(
 async def test_an_ordinary_event_that_is_tried_out_leaves_nothing_behind(new_store_url: NewStore, kind: str) -> None:
     async with ConversationStore.open(new_store_url(kind), migrate=True, partitions=4) as store:
         for name in ("a", "b", "c", "d", "e"):
-            await store.outbox_access.try_out(name)
+            await store.runtime.try_out(name)
         heads = [await store.head(number) for number in range(4)]
         found = await store.conversations()
 
@@ -147,7 +147,7 @@ async def test_the_part_of_the_log_that_is_broken_is_the_one_that_is_tried(new_s
         )
         for number in range(12):
             try:
-                await store.outbox_access.try_out(f"c{number}")
+                await store.runtime.try_out(f"c{number}")
             except StoreFault as fault:
                 refused.append(fault.fault_class)
 

@@ -128,7 +128,7 @@ class TestBinding:
     async def test_a_stranger_binds_nothing(self, outbox: OutboxFile) -> None:
         """A relay that was fenced, and one that comes second."""
         first, second = uuid4(), uuid4()
-        bind = partial(bind_store, destination="sqlite:////a", erasures=0)
+        bind = partial(bind_store, destination="sqlite:////a", erasures=())
         await sql(outbox, "UPDATE letopis_outbox_relay SET incarnation = 3")
         assert await outbox.write(partial(bind, store_id=first, incarnation=99)) == StoreBinding()
         for store_id in (first, second):

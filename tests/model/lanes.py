@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tests.model.plain import Chat, Plain
 
-TURNS: Final = frozenset({"say", "again", "put_back", "edit", "redact", "rewind", "reset"})
+TURNS: Final = frozenset({"say", "again", "edit", "redact", "rewind", "reset"})
 """The kinds of events that stand against an answer to what was read before them."""
 SAYS: Final = ("say", "again")
 UNKNOWN: Final = "?"
@@ -51,8 +51,7 @@ class Event:
     seen: int = 0
 
     def appends(self, message_id: str) -> bool:
-        """Whether it appends a message, or puts it back."""
-        return self.kind in (*SAYS, "put_back") and self.values["message_id"] == message_id
+        return self.kind in SAYS and self.values["message_id"] == message_id
 
 
 @dataclass(eq=False, slots=True)
@@ -207,7 +206,7 @@ class Lanes:
                 # It is there already.
                 event.aside = not any(one.on_path for one in known)
                 continue
-            event.told = not chat.deleted and event.kind in ("put_back", "edit") and _erased(chat, event)
+            event.told = not chat.deleted and event.kind == "edit" and _erased(chat, event)
             event.aside = event.aside or event.told or chat.deleted
             stored.append(event)
             event.version = len(stored)
@@ -298,14 +297,10 @@ def _same(one: Event, other: Event) -> bool:
 def play(plain: Plain, chat: Chat, event: Event) -> None:
     values: dict[str, Any] = event.values
     if event.kind in SAYS:
-        known = chat.every(values["message_id"])
-        if any(one.on_path for one in known):
-            plain.touch(chat)
-            return
-        plain.say(chat, **values, aside=event.aside, back=bool(known))
-    elif event.kind == "put_back":
-        aside = event.aside or (event.version is None and _erased(chat, event))
-        plain.say(chat, **values, aside=aside, back=True)
+        if chat.find(values["message_id"]) is not None:
+            plain.touch(chat)  # it is there, and stays where it is
+        else:
+            plain.say(chat, **values, aside=event.aside)
     elif event.aside or chat.deleted:
         plain.touch(chat)
     else:

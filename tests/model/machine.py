@@ -13,14 +13,14 @@ from letopis.store import (
     ConversationAnnotated,
     ConversationGone,
     CustomEvent,
-    EventIdReused,
+    IdReused,
     InvalidInput,
     Message,
     Seen,
     StoreUnavailable,
     VersionConflict,
 )
-from tests.model.lanes import SAYS, TURNS, Event, Expects, Outbox
+from tests.model.lanes import TURNS, Event, Expects, Outbox
 from tests.model.plain import Chat, Said
 from tests.model.reads import WORDS, Bot, Reads, Wrong, view_of
 from tests.model.world import World
@@ -249,40 +249,28 @@ class Machine(Reads):
             raise Impossible
         said = known[b % len(known)]
         message, box = self.messages[said.id], bot.box
-        holds = [one for one in box.lanes[chat.id].events if one.appends(said.id)]
+        first = next((one for one in box.lanes[chat.id].events if one.appends(said.id)), None)
         self._note(chat.id, said.id)
-        if not holds and (said.redacted or self._is_pending(chat.id, said.id, "redact", "reset")):
+        if first is None and (said.redacted or self._is_pending(chat.id, said.id, "redact", "reset")):
             raise Impossible  # the store would refuse the lane: nobody but a human can decide
         work = bot.history.append(chat.id, message, owner=chat.owner)
-        if self._is_erased(bot, chat, said.id, holds):
-            await self._refused(work, EventIdReused)
+        if first is not None and self._is_erased(box, chat.id, first):
+            await self._refused(work, IdReused)
             return
-        before = len(box.lanes[chat.id].events)
         receipt = await work
-        if receipt.sequence > before:
-            kind = "put_back" if any(one.kind in SAYS for one in holds) else "again"
-            self._append(bot, chat.id, (kind, _values(message)), receipt=receipt, owner=chat.owner)
-        else:
-            self._append(bot, chat.id, owner=chat.owner)
-        # What the store has put aside stays so: a retry is told the same.
-        aside = receipt.sequence <= before and holds[-1].aside
-        if not said.redacted and not aside and not await self._shows(bot, chat.id, said.id):
-            raise Wrong("appended and not shown", said.id)
-        if receipt.sequence <= before:
-            await self._drain(bot, 0, 0, 0)
-            if not said.redacted and await receipt.saved(0) and not await self._shows(bot, chat.id, said.id):
-                raise Wrong("saved and not shown", said.id)
+        if first is None:
+            self._append(bot, chat.id, ("again", _values(message)), receipt=receipt, owner=chat.owner)
+        elif receipt.sequence != first.sequence:
+            raise Wrong("sequence of an event that is there", (receipt.sequence, first.sequence))
+        left = not any(one.on_path for one in self.read(bot).chats[chat.id].every(said.id))
+        if await receipt.superseded(0) is not left:
+            raise Wrong("superseded", f"{not left}, for {said.id}")
 
-    def _is_erased(self, bot: Bot, chat: Chat, message_id: str, holds: Sequence[Event]) -> bool:
-        """Whether an outbox knows that a message was erased, or learns it from the store when it appends it again."""
-        box = bot.box
-        resets = [one for one in box.lanes[chat.id].events if one.kind == "reset" and not one.aside]
-        if box.redacted(chat.id, message_id) or any(one.sequence > holds[0].sequence for one in resets if holds):
-            return True
-        stored = self.lanes.read(None).chats.get(chat.id)
-        there = [] if stored is None else stored.every(message_id)
-        delivered = bool(holds) and holds[-1].sequence <= box.lanes[chat.id].delivered
-        return delivered and bool(there) and all(one.redacted for one in there)
+    def _is_erased(self, box: Outbox, chat: str, first: Event) -> bool:
+        """Whether an outbox has erased its own copy of a message."""
+        lane = box.lanes[chat]
+        resets = [one for one in lane.events[: lane.delivered] if one.kind == "reset" and not one.aside]
+        return box.redacted(chat, first.values["message_id"]) or any(one.sequence > first.sequence for one in resets)
 
     def _is_pending(self, chat: str, message_id: str | None, *kinds: str) -> bool:
         """Whether an event of a message, or of the whole conversation, is pending in some outbox."""
@@ -360,11 +348,7 @@ class Machine(Reads):
     def _reset_here(self, box: Outbox, chat: Chat, target: str) -> bool:
         lane = box.lanes[chat.id]
         resets = [one.sequence for one in lane.events[: lane.delivered] if one.kind == "reset" and not one.aside]
-        return any(
-            one.kind in (*SAYS, "put_back") and one.values["message_id"] == target and one.sequence < max(resets)
-            for one in lane.events
-            if resets
-        )
+        return any(one.appends(target) and one.sequence < max(resets) for one in lane.events if resets)
 
     # Change the path.
 
@@ -392,7 +376,7 @@ class Machine(Reads):
         expects = self._expects(bot, chat.id)
         done = await work
         if target is not None:
-            self._append(bot, chat.id, ("rewind", {"target": target[0]}), expects=expects)
+            self._append(bot, chat.id, ("rewind", {"target": target[0], "undone": target[0] is None}), expects=expects)
         return done
 
     async def _undo(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
@@ -442,9 +426,11 @@ class Machine(Reads):
             back, kept = [*page[:kept], *back], 0
         kinds: list[tuple[str, dict[str, Any]]] = []
         if len(page) > kept or self.down:
-            kinds.append(("rewind", {"target": page[kept - 1].id if kept else None}))
-        texts = {one.id: ("put_back", _values(one.message, interrupted=one.interrupted)) for one in back}
-        kinds += [texts.get(one.id, ("say", values)) for one in wanted[kept:]]
+            kinds.append(("rewind", {"target": page[kept - 1].id if kept else None, "undone": not kept}))
+        # What the path has held already comes under new ids.
+        texts = {one.id: _values(one.message, interrupted=one.interrupted) for one in back}
+        for one, name in zip(wanted[kept:], receipt.message_ids, strict=True):
+            kinds.append(("say", {**texts.get(one.id, values), "message_id": name}))
         self._append(bot, chat.id, *kinds, receipt=receipt, owner=chat.owner, expects=expects)
 
     # Change conversations.

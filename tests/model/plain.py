@@ -93,6 +93,7 @@ class Chat:
     lost: bool = False
     """Whether the event that it was forked at is not known."""
     inherits: bool = False
+    undone: bool = False
     moments: list[Moment] = field(default_factory=lambda: [Moment()])
 
     @property
@@ -121,7 +122,6 @@ class Chat:
         return next((one for one in self.said if one.id == message_id), None)
 
     def every(self, message_id: str) -> list[Said]:
-        """Return its own messages of an id: more than one if it was put back."""
         return [one for one in self.said if one.id == message_id]
 
     def change(self, message: Said, **values: Any) -> None:
@@ -168,21 +168,17 @@ class Plain:
         tokens: int | None = None,
         *,
         aside: bool = False,
-        back: bool = False,
         **more: Any,
     ) -> None:
         """Say something; what comes after a deletion is kept by nobody.
 
         :param aside: the store put it aside, so that it was never on the path.
-        :param back: it was said before: it comes to the end, and changes nothing while it is on the path.
         :param more: further values of what was said.
         """
-        there = back and not aside and any(one.on_path for one in chat.every(message_id))
-        if not chat.deleted and not there:
-            wiped = back and any(one.wiped for one in chat.every(message_id))
-            values = {"role": role, "text": text, "tokens": tokens, "wiped": wiped, **more}
+        if not chat.deleted:
+            values = {"role": role, "text": text, "tokens": tokens, **more}
             chat.said.append(Said(chat=chat, id=message_id, on_path=not aside, **values))
-        if not back and message_id not in chat.counted:
+        if message_id not in chat.counted:
             chat.tokens += tokens or 0
         chat.counted.add(message_id)
         self._done(chat)
@@ -225,19 +221,19 @@ class Plain:
                 chat.metadata[key] = value
         self._done(chat)
 
-    def rewind(self, chat: Chat, target: str | None) -> None:
+    def rewind(self, chat: Chat, target: str | None, *, undone: bool = False) -> None:
         """Take what comes after a message off the path, or everything; a message that is not on it changes nothing.
 
         In a fork, one that it never had of its own names anew where the inherited part ends; all of it stays if that is
-        not there.
+        not there. One that is ``undone`` to its beginning shows nothing and is read as it was; a cleared one is not.
         """
         if target is None:
-            chat.inherited, chat.inherits = (), False
+            chat.inherited, chat.inherits, chat.undone = (), chat.inherits and undone, undone
             self._cut(chat, 0)
         elif target in (path := [one.id for one in chat.path]):
             # The last one: a fork may inherit an id that its parent has used again.
             self._cut(chat, len(path) - path[::-1].index(target))
-        elif chat.inherits and chat.find(target) is None:
+        elif chat.inherits and not chat.undone and chat.find(target) is None:
             self._cut(chat, len(chat.inherited))
             ids = [one.id for one in chat.whole]
             chat.inherited = chat.whole[: len(ids) - ids[::-1].index(target)] if target in ids else chat.whole

@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from letopis.outbox import History, Receipt
-from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.history.exporter import Exporter
 from letopis.store import RecordedMessage, Seen
 from tests.model.lanes import SAYS, UNKNOWN, Event, Lanes, Outbox
 from tests.model.plain import Chat, Plain

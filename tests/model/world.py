@@ -9,12 +9,13 @@ from unittest.mock import patch
 
 from sqlalchemy.engine import make_url
 
+from letopis.ops.cli.verify import problems_of_store
+from letopis.ops.verify import find_problems
 from letopis.outbox import History, Relay, Retention, RetryPolicy
-from letopis.outbox.cli.verify import problems_of_store
-from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.pending_reads import store_gateway
-from letopis.store import ConversationStore, Timeouts, move
+from letopis.store import ConversationStore, Timeouts
 from letopis.store.database.urls import normalise_url
+from letopis.store.ops.move import move
 from tests.support.peers import Gate
 
 PATIENCE_SECONDS: Final = 60.0  # a busy machine takes a slow store for an unavailable one
@@ -76,7 +77,7 @@ class World:
         if self._gate is not None:
             await self._gate.shut()
             return
-        await self.store._runtime.engine.dispose()
+        await self.store.runtime.engine.dispose()
         self._folder.rename(self._elsewhere)
 
     async def back(self) -> None:

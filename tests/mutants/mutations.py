@@ -23,7 +23,7 @@ PLANTED: Final = (
     (STORE / "rules/apply_plan.py", "if self.deleted:", "if False:"),
     (OUTBOX / "relay/lease.py", "if _sign_of_life(connection) == sign else 0", "if True else 0"),
     (OUTBOX / "retry/circuit_breaker.py", "if self.state is BreakerState.OPEN:", "if False:"),
-    (STORE / "write/redaction.py", "await connection.execute(self._remove_reactions, span)", "pass"),
+    (STORE / "write/erasing.py", "await connection.execute(self._remove_reactions, span)", "pass"),
 )
 """The controls: defects that tests are known to catch, one change each. A run that misses one fails."""
 _PAIRS: Final = (

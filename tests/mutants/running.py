@@ -26,7 +26,7 @@ from tests.support.forking import in_fork
 from tests.support.reports import ROOT
 
 _CONFORMANCE: Final = (
-    "apply chosen_reads erasure erasure_register forks large_content owner_erasure published put_back rebuild"
+    "appended_again apply chosen_reads erasure erasure_register forks large_content owner_erasure published rebuild"
     " record_lanes record_transfer records replace retention trims shared_conversations statistics tasks two_writers"
 )
 NEAR: Final = (

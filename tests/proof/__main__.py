@@ -1,6 +1,6 @@
 """Run the proof: all of it, or the parts that are named.
 
-    python -m tests.proof                          # all but soak and campaigns: an hour and a quarter on two busy cores
+    python -m tests.proof                          # all but soak and campaigns: an hour and a half on two busy cores
     python -m tests.proof --part crash network     # some of it
     python -m tests.proof --short                  # a little of everything and of the campaign chitchat, as CI does
     python -m tests.proof --part soak              # twenty minutes of bots and faults
@@ -40,6 +40,7 @@ PARTS: Final = (
     "blame",
     "crash",
     "restored",
+    "erasure",
     "power",
     "io",
     "upgrade",

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from letopis import ConversationStore, History, LetopisError, Message, OutboxFull, OutboxUnavailable, Receipt
+from letopis import Bounds, ConversationStore, History, LetopisError, Message, OutboxFull, OutboxUnavailable, Receipt
 from tests.campaigns.invariants import Verdict, check
 from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.states import Ack
@@ -35,6 +35,9 @@ DRAIN_SECONDS: Final = 30.0
 HANGS_SECONDS: Final = 1_200  # of a job in a process of its own; on an idle machine each takes less than half of it
 PROCESSES_AT_A_TIME: Final = 4
 SETTLING_SECONDS: Final = 0.5  # in which a server may still be committing for a client that is gone
+
+
+NO_DISK_BOUND: Final = Bounds(min_free_bytes=None)
 
 
 @dataclass(slots=True)
@@ -111,7 +114,7 @@ class World:
         return self.folder / self.name
 
     def open(self, **options: Any) -> History:
-        return History(self.outbox, store=self.url, **{"watch": False, "min_free_bytes": None, **options})
+        return History(self.outbox, store=self.url, **{"watch": False, "bounds": NO_DISK_BOUND, **options})
 
     def keep(self, receipt: Receipt) -> None:
         self.acks += acks_of(receipt)

@@ -21,11 +21,13 @@ TITLES: Final = {
     "reads": "Reads",
     "corruption": "Corruption",
     "forks": "Forks",
+    "erasure": "Erasure",
     "upgrade": "Upgrade and rollback",
     "soak": "Soak",
     "security": "Security",
     "patroni": "PostgreSQL under Patroni",
     "galera": "MariaDB Galera",
+    "citus": "Citus",
     "controls": "Controls",
 }
 

@@ -1,6 +1,7 @@
 """The house holds: imports run one way, every module has one declared place, and what is forbidden is absent."""
 
 import ast
+import builtins
 import importlib
 import pickle
 import re
@@ -25,16 +26,17 @@ from tests.support.paths import ROOT
 ROOMS = {
     package: rooms.split()
     for package, rooms in {
-        "letopis.store": "errors cancellation model rules database read projections search write maintenance"
-        " _components _runtime erasures outbox_access conversation_store relocation transfer testing",
+        "letopis.store": "errors cancellation model rules database holds read projections search write maintenance"
+        " components runtime erasures conversation_store transfer testing ops",
         "letopis.outbox": "telemetry concurrency retry event_log file alerting relay operations pending_reads drafts"
-        " history sync transfer config diagnostics daemon cli",
+        " history sync",
+        "letopis.ops": "config verify new_origin salvage doctor transfer daemon cli",
         "letopis.console": "access headers forms charts assets i18n words verdict configuration stuck_lanes"
         " incident_list store_log insight activity figures verification state rendering visit pages application"
         " standalone hosted",
         "letopis.examples": "demo",
         "letopis.testing": "clock platform store fixtures",
-        "letopis.adapters": "_envelope formats _blocking _messages _values agent_framework telegram_core aiogram"
+        "letopis.adapters": "_envelope formats _blocking _messages agent_framework telegram_core aiogram"
         " google_adk haystack langchain langgraph llama_index openai_agents pydantic_ai strands pyrogram telegram"
         " voxpersona",
     }.items()
@@ -46,11 +48,13 @@ ABOVE_THE_DOOR = frozenset({"testing"})
 # The one direction between the packages: who may import whom.
 BOTH = frozenset({"letopis.store", "letopis.outbox"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    "letopis": frozenset({"letopis._public"}),
+    "letopis": BOTH | {"letopis._public"},
     "letopis._public": BOTH,
     "letopis.store": frozenset(),
     "letopis.outbox": frozenset({"letopis.store"}),
-    **{f"letopis.{name}": BOTH for name in ("adapters", "console", "examples", "testing", "migrations")},
+    **{f"letopis.{name}": BOTH for name in ("ops", "examples", "testing", "migrations")},
+    # The console is an operators' room, and one adapter brings a command.
+    **{f"letopis.{name}": BOTH | {"letopis.ops"} for name in ("adapters", "console")},
 }
 
 # What an env.py may know of the code: the tables, what opens a database, and what says why it does not. Revisions are
@@ -192,6 +196,26 @@ def packages_import_one_way(module: Module) -> Iterator[object]:
             yield f"{line} imports {target}"
 
 
+OPERATED = ("letopis.ops", "letopis.store.ops")
+"""What operators run. A bot embeds none of it, nor does the console's own library: see `docs/explanation/houses.md`."""
+MAY_OPERATE = (*OPERATED, "letopis.console", "letopis.adapters.voxpersona", "letopis.examples")
+
+
+@rule
+def the_library_knows_nothing_of_what_operators_run(module: Module) -> Iterator[object]:
+    """Not by a string either, and no adapter is named by the library."""
+    if module.name.startswith(MAY_OPERATE):
+        return
+    adapters = ("letopis.adapters",) if module.package in BOTH else ()
+    names = [(target, line) for target, line in module.imports]
+    for node in module.nodes:
+        if isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            names += [(arg.value, node.lineno) for arg in node.args if isinstance(arg, ast.Constant)]
+    for target, line in names:
+        if f"{target}.".startswith(tuple(f"{name}." for name in (*OPERATED, *adapters))):
+            yield f"{line} imports {target}"
+
+
 @rule
 def what_is_private_to_a_room_stays_in_it(module: Module) -> Iterator[object]:
     """`_x.py` is for its own room; the front door alone may reach into one."""
@@ -278,6 +302,13 @@ def a_broad_except_gives_its_reason_and_does_something(module: Module) -> Iterat
 
 
 @rule
+def no_module_of_the_library_is_marked_private(module: Module) -> Iterator[object]:
+    """The front door says what is public; the name of a module says what is in it."""
+    if module.name.startswith(("letopis.store.", "letopis.outbox.")):
+        yield from re.findall(r"\._[a-z]\w*", module.name)
+
+
+@rule
 def nothing_unfinished_is_left(module: Module) -> Iterator[object]:
     yield from re.findall(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b", module.source)
 
@@ -313,11 +344,21 @@ def test_the_top_package_offers_the_names_of_both() -> None:
     doors = (letopis.store, letopis.outbox)
     found = {name: getattr(letopis, name) for name in letopis.__all__}
 
+    assert set(found) == {name for door in doors for name in door.__all__}
     assert not [name for name, it in found.items() if not any(getattr(door, name, None) is it for door in doors)]
-    assert set(found) <= set(dir(letopis))
+    assert dir(letopis) == sorted({*found, "__version__"})
     assert letopis.__version__[0].isdigit()
     with pytest.raises(AttributeError, match="no attribute 'Histroy'"):
         letopis.Histroy  # noqa: B018
+
+
+def test_every_error_that_a_docstring_names_comes_from_the_top_package() -> None:
+    """And every name that a guide uses: see ``DOORS`` in the tests of the documentation."""
+    library = [path for name, path in paths().items() if name.startswith(("letopis.store", "letopis.outbox"))]
+    named = {error for path in library for error in re.findall(r":raises (\w+):", path.read_text(encoding="utf-8"))}
+
+    assert len(named) > 15
+    assert {name for name in named - set(letopis.__all__) if not hasattr(builtins, name)} == set()
 
 
 def test_a_public_name_says_where_it_is_imported_from() -> None:
@@ -330,17 +371,20 @@ def test_a_public_name_says_where_it_is_imported_from() -> None:
 # What a program imports, and what it is to come without: only few need that, or it comes with the first history.
 CONSOLE = "jinja2 letopis.console markupsafe starlette uvicorn"
 LATE = {
+    "import letopis; from letopis import ConversationStore, History, Message, Retention": (
+        "letopis.ops letopis.store.ops"
+    ),
     "from letopis.outbox import History": "alembic apprise filelock letopis.store.transfer opentelemetry"
     " prometheus_client snowballstemmer sqlalchemy.dialects.mysql sqlalchemy.dialects.postgresql",
     "from letopis import History, Message": f"{CONSOLE} aiosqlite alembic anyio._backends apprise filelock"
-    " letopis.outbox.alerting letopis.outbox.drafts letopis.outbox.file.writer letopis.outbox.history._opening"
-    " letopis.outbox.operations letopis.outbox.pending_reads letopis.outbox.relay letopis.store._runtime"
+    " letopis.outbox.alerting letopis.outbox.drafts letopis.outbox.file.writer letopis.outbox.history.opening"
+    " letopis.outbox.operations letopis.outbox.pending_reads letopis.outbox.relay letopis.store.runtime"
     " letopis.store.database.schema letopis.store.read.reader letopis.store.search letopis.store.write"
     " sqlalchemy.dialects.sqlite",
-    "import letopis, letopis.outbox, letopis.outbox.cli": f"{CONSOLE} sqlalchemy",
-    "import letopis.outbox.cli.relay": CONSOLE,
+    "import letopis, letopis.outbox, letopis.ops.cli": f"{CONSOLE} sqlalchemy",
+    "import letopis.ops.cli.relay": CONSOLE,
 }
-MOST_OF_OURS = 66  # imported by each program that names `History`: what is above is imported where it is used
+MOST_OF_OURS = 67  # imported by each program that names `History`: what is above is imported where it is used
 
 
 @pytest.mark.parametrize("statement", LATE)

@@ -11,6 +11,7 @@ import pytest
 
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support import fix_costs
+from tests.support.child import ran
 from tests.support.fix_costs import dear_of, renewed
 from tests.support.opens import WIRE
 from tests.support.peers import silent
@@ -41,6 +42,49 @@ def test_a_run_fails_for_what_costs_three_times_the_limit(
     assert pytest.main([*plugins, f"--rootdir={tmp_path}", "-m", "not slow", str(tmp_path / "test_some.py")]) == 1
     (said,) = [line for line in capsys.readouterr().out.splitlines() if " costs " in line]
     assert said.startswith("ERROR: test_some.py::test_it[dear] costs")
+
+
+LEAVES = """
+import asyncio, gc, socket
+gc.disable()  # or it may be met before the file ends
+
+class Holder:
+    def __init__(self, held):
+        self.held, self.itself = held, self
+
+def test_a_socket():
+    Holder(socket.socket())
+
+def test_a_task():
+    loop = asyncio.new_event_loop()
+    Holder(loop.create_task(asyncio.sleep(60)))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+def test_nothing():
+    pass
+"""
+
+
+@pytest.mark.parametrize("dev", [(), ("-X", "dev")], ids=["named", "failed"])
+def test_what_a_file_leaves_unclosed_is_charged_to_that_file(tmp_path: Path, dev: tuple[str, ...]) -> None:
+    (tmp_path / "test_leaves.py").write_text(LEAVES)
+    (tmp_path / "test_later.py").write_text("def test_later(): pass")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    plugins = ("-p", "tests.support.fix_left_behind", "-p", "no:cacheprovider", "--import-mode=importlib")
+    files = ("test_leaves.py", "test_later.py")
+
+    done = ran(sys.executable, *dev, "-m", "pytest", *plugins, f"--rootdir={tmp_path}", *(tmp_path / n for n in files))
+
+    assert done.returncode == bool(dev)
+    assert ("4 passed, 1 error" if dev else "4 passed") in done.stdout
+    assert ("ERROR at teardown of test_nothing" in done.stdout) == bool(dev)
+    for line in (
+        "test_leaves.py leaves behind:",
+        "ResourceWarning: unclosed <socket",
+        "Task was destroyed but it is pending!",
+    ):
+        assert line in (done.stdout if dev else done.stderr)
 
 
 def test_the_first_of_a_process_pays_for_what_all_share() -> None:

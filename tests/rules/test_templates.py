@@ -35,7 +35,7 @@ async def test_a_file_from_the_template_is_one_from_the_migration(
 ) -> None:
     await create(tmp_path / "recorded")
     replayed, second = await create(tmp_path / "replayed")
-    for user in ("letopis.store._components", "letopis.outbox.file.opening"):
+    for user in ("letopis.store.components", "letopis.outbox.file.opening"):
         monkeypatch.setattr(f"{user}.upgrade", upgrade)
     migrated, third = await create(tmp_path / "migrated")
 
@@ -54,7 +54,7 @@ def test_a_database_from_the_template_is_one_from_the_migration(
     for url in urls[:2]:  # recorded, if it is the first of the run, and replayed
         in_own_loop(migrate(url))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("letopis.store._components.upgrade", upgrade)
+        patch.setattr("letopis.store.components.upgrade", upgrade)
         in_own_loop(migrate(urls[2]))
     (replayed, found), (migrated, wanted) = (stores._describe(url) for url in urls[1:])
 

@@ -20,8 +20,8 @@ import pytest
 from letopis.console.access import Gate
 from letopis.console.application import app, console_of
 from letopis.console.standalone import Server, bind, server_config
+from letopis.ops.daemon.http import ListenAddress
 from letopis.outbox import History
-from letopis.outbox.daemon.http import ListenAddress
 from tests.support.paths import ROOT
 from tests.support.required import program
 

@@ -68,7 +68,7 @@ class DaemonProcess:
     """``letopis relay`` in a process of its own, its log read line by line."""
 
     def __init__(self, *arguments: str, folder: Path, code: str | None = None, **environment: str) -> None:
-        how = ["-m", "letopis.outbox.cli"] if code is None else ["-c", code]
+        how = ["-m", "letopis.ops.cli"] if code is None else ["-c", code]
         self._popen = subprocess.Popen(
             [sys.executable, *how, "relay", "--log-format", "json", *arguments],
             cwd=folder,
@@ -142,7 +142,7 @@ def ask(port: int, path: str) -> tuple[int, str]:
 
 def letopis(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "letopis.outbox.cli", *arguments],
+        [sys.executable, "-m", "letopis.ops.cli", *arguments],
         cwd=folder,
         env=_clean() | environment,
         capture_output=True,

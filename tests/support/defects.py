@@ -24,38 +24,40 @@ from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.erasures import end_erasures
+from letopis.outbox.event_log.known_erasures import ErasureState
 from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.records import lookups as record_lookups
-from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.event_log.statements import on_cursor, query_one
 from letopis.outbox.file.committer import Committer
-from letopis.outbox.history._append import Appender
+from letopis.outbox.history import path as path_changes
+from letopis.outbox.history.append import Appender
 from letopis.outbox.history.history import History
+from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
-from letopis.outbox.relay import dispatcher, lease
+from letopis.outbox.relay import content_retention, dispatcher, lease
 from letopis.outbox.relay import erasures as carrying
 from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.outcome import Refusal, SendResult
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
 from letopis.outbox.retry import circuit_breaker, fault_attribution
 from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.store import erasures as store_erasures
 from letopis.store.database import sqlite
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.erasures import ErasureRegister
 from letopis.store.errors import Reuse, SequenceGap
 from letopis.store.maintenance import retention as content_rules
 from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
-from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
+from letopis.store.rules.erasure_plan import ErasurePlan
 from letopis.store.rules.statistics import StatisticsBuilder
 from letopis.store.write import applier, lanes, loading
 from letopis.store.write.contents import ContentWriter
-from letopis.store.write.redaction import Eraser
+from letopis.store.write.erasing import Eraser
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
@@ -156,7 +158,7 @@ def _() -> Iterable[Replacement]:
     yield History, "append", lambda real: early
 
 
-@instead(CONFIRMED_UNASKED := "an append is confirmed without waiting for the store", Appender, "_append_confirmed")
+@instead(CONFIRMED_UNASKED := "an append is confirmed without waiting for the store", Appender, "_append_in_store")
 async def _(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
     return await self.append(prepared)
 
@@ -267,12 +269,6 @@ async def _(self: ReadPath, conversation_id: str, ask: Any, merge: Any, *, newes
     return merge(pending, None, None) if found is None else merge(pending, *found)
 
 
-@around_real("an outbox trusts its own file about the path", UsedIds, "_add_row")
-def _(real: Any, self: UsedIds, row: Any) -> Any:
-    use = self.ids[int.from_bytes(row[0])] = real(self, row)._replace(delivered=False)
-    return use
-
-
 @defect("the values of a list of records are read after it")
 def _() -> Iterable[Replacement]:
     class Torn:
@@ -293,6 +289,11 @@ def _() -> Iterable[Replacement]:
         return await real(RecordReads(Torn(self._outbox), self._gateway), *args, **options)
 
     yield RecordReads, "page", around(torn)
+
+
+@instead("a receipt does not look whether its message has left the path", Deliveries, "left_path")
+async def _(self: Deliveries, conversation_id: str, message_ids: Any, *, delivered: bool) -> bool:
+    return False
 
 
 # --- the relay ------------------------------------------------------------------------------------------------------
@@ -432,20 +433,24 @@ def _(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
     return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
 
 
-@around_real(PUT_BACK_DROPPED := "a put-back is taken for a duplicate", projection._Projection, "append")
-def _(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
-    return not back and real(self, body, superseded=superseded, back=back)
+@instead(IDS_KEPT := "a replacement appends what the path has held under its old id", path_changes, "_unused")
+def _(wanted: Any, used: Any, conversation_id: str) -> Any:
+    return wanted
+
+
+async def _erase_nothing(*_: Any, **__: Any) -> int:
+    return 0
 
 
 DEFECTS[DELETION_KEEPS] = lambda: (
-    (projection._Projection, "_strip_before", lambda real: lambda *_, **__: None),
-    (Eraser, "strip", lambda real: nothing),
+    (ErasurePlan, "covers", lambda real: lambda *_, **__: False),
+    (Eraser, "carry_out", lambda real: _erase_nothing),
 )
 
 
-@around_real(REDACTED_LATER, effects, "erase_content")
-def _(real: Any, cursor: Any, name: str, message_id: str | None, **more: Any) -> Any:
-    return real(cursor, name, message_id, **more) if message_id is None else 0
+@around_real(REDACTED_LATER, effects, "erase_messages")
+def _(real: Any, cursor: Any, name: str, *message_ids: str) -> Any:
+    return 0
 
 
 @instead(FORK_RUNS_ON := "a fork reads its parent as it is now", PointInTimeReader, "version_of")
@@ -484,24 +489,25 @@ def _(real: Any, self: Any, after: int) -> int:
 
 @around_real(COUNTED_TOO_SOON := "an erasure counts as carried out from its first step on", carrying, "carry_out_step")
 def _(real: Any, connection: Any, erasure: Any, **more: Any) -> Any:
-    count = "UPDATE letopis_outbox_origin SET erasures = ?"
-    connection.exec_driver_sql(f"{count} WHERE erasures = ?", (erasure.number - 1, erasure.number))
+    state = "UPDATE letopis_outbox_erasures SET state = ? WHERE erasure_id = ? AND state = ?"
+    begun, done = str(ErasureState.BEGUN), str(ErasureState.CARRIED_OUT)
+    connection.exec_driver_sql(state, (begun, erasure.erasure_id.bytes, done))
     going_on = real(connection, erasure, **more)
-    connection.exec_driver_sql(count, (erasure.number,))
+    connection.exec_driver_sql(state, (done, erasure.erasure_id.bytes, begun))
     return going_on
 
 
-@around_real(PLACES_TOO_SOON, OutboxAccess, "due_content")
-async def _(real: Any, self: OutboxAccess, retention: Any, *args: Any, **options: Any) -> Any:
-    found = await real(self, retention, *args, **options)
+@around_real(PLACES_TOO_SOON, content_retention, "due_content")
+async def _(real: Any, store: Any, retention: Any, *args: Any, **options: Any) -> Any:
+    found = await real(store, retention, *args, **options)
     if found.moved:
-        await self.keep_places(retention, found)
+        await content_retention.keep_places(store, retention, found)
     return found
 
 
 @instead(ERASURE_SKIPPED := "an outbox acknowledges an erasure that it has not carried out", carrying, "carry_out_step")
-def _(connection: Any, erasure: Any, *, incarnation: int, **_: Any) -> bool:
-    end_erasures(connection, erasure.number, incarnation=incarnation)
+def _(connection: Any, erasure: Any, **_: Any) -> bool:
+    end_erasures(connection, erasure.number, erasure.erasure_id)
     return False
 
 
@@ -564,11 +570,11 @@ for _name, _owner, _attribute, _defective in (
         NEVER,
     ),
     ("a relay that was taken over writes back all the same", lease, "is_current_lease", lambda *_: True),
-    (RESET_KEEPS, projection._Projection, "erase", lambda self: None),
+    (RESET_KEEPS, projection._Projection, "erase", lambda self, upto: None),
     (REDACTION_LOST, projection._Projection, "_redact", lambda self, message: None),
     (LATE_TAKEN := "an answer that came too late is taken", loading, "detect_conflicts", lambda *_, **__: {}),
     ("no alerts", AlertMonitor, "_notify_in_background", lambda self: None),
-    (HOLD_IGNORED := "an erasure is recorded in spite of a hold", ErasureRegister, "_refuse_held", nothing),
+    (HOLD_IGNORED := "an erasure is recorded in spite of a hold", store_erasures, "refuse_held", nothing),
     (TRIMMED_NEVER := "retention passes over what is due", content_rules._Look, "upto", nothing),
     (NOT_SWEPT := "large content stays in the store when no event shows it", ContentWriter, "sweep", nothing),
 ):

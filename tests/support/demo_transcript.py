@@ -61,7 +61,7 @@ def picture(transcript: str) -> str:
 
 
 def play(folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    words, environ = [sys.executable, "-m", "letopis.outbox.cli", "demo"], {**os.environ, "PYTHONUTF8": "1"}
+    words, environ = [sys.executable, "-m", "letopis.ops.cli", "demo"], {**os.environ, "PYTHONUTF8": "1"}
     return ran(*words, encoding="utf-8", timeout=90, cwd=folder, env=environ)
 
 

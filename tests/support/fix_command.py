@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
+from letopis.ops.cli import cli
+from letopis.ops.cli.interface.exit_codes import run
 from letopis.outbox import History
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import Event, Message

@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from letopis import ConversationStore, History, OutboxFile
-from letopis.outbox.cli.interface.locations import open_source
+from letopis.ops.cli.interface.locations import open_source
 from letopis.outbox.history.options import Options
 from letopis.outbox.sync.blocking import BlockingOptions
 from tests.support.peers import refused_port

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 
-from letopis.outbox.cli.verify import problems_of_store
+from letopis.ops.cli.verify import problems_of_store
 from letopis.store import (
     ConversationActivated,
     ConversationDeleted,
@@ -32,7 +32,7 @@ from letopis.store.database import schema
 from letopis.store.database.schema import checkpoints, metadata
 from letopis.store.database.urls import normalise_url
 from letopis.store.model.records import Scope
-from letopis.store.relocation import handover, mover
+from letopis.store.ops.move import handover, mover
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.random_events import Talk
 from letopis.store.testing.record_changes import CP, put
@@ -204,7 +204,7 @@ class Writer:
 
 async def held(url: str, *names: str) -> dict[str, list[Any]]:
     async with ConversationStore.open(url, migrate=False) as store:
-        return {name: [event.event_id for event in await store.events(name, limit=10_000)] for name in names}
+        return {name: [event.event_id for event in await store.events(name, first=10_000)] for name in names}
 
 
 def hold_handover(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:

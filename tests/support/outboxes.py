@@ -11,14 +11,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from letopis.ops.transfer.importer import ImportCounts, Importer
 from letopis.outbox import History, Retention
 from letopis.outbox.alerting.incident_table import open_incidents_of
 from letopis.outbox.alerting.incidents import IncidentRecord
 from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.exporter import Exporter, RecordSource
 from letopis.outbox.history.sharing import Registry
-from letopis.outbox.transfer.exporter import Exporter, RecordSource
-from letopis.outbox.transfer.importer import ImportCounts, Importer
 from letopis.store import ConversationStore
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
 

@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from letopis.outbox import History, Receipt, RecordReceipt
 from letopis.store import (
     ABSENT,
     ConversationGone,
-    EventIdReused,
+    IdReused,
     InvalidInput,
     Message,
     RecordConflict,
@@ -22,7 +23,6 @@ from letopis.store import (
 from tests.campaigns.record_invariants import MESSAGE_TAG, TURNS, RecordAck
 
 MOST: Final = 8  # messages of a path after a replacement
-_MADE: Final = 7  # the version of ids that are made for an event; others follow from the message
 
 
 class Broken(Exception):
@@ -60,7 +60,7 @@ class Keeper:
             except StoreUnavailable:  # it had to be read, and nothing was written
                 self._known, self._undecided = True, None
                 return ""
-            except (InvalidInput, EventIdReused, ConversationGone) as error:
+            except (InvalidInput, IdReused, ConversationGone) as error:
                 raise Broken(f"{self._name!r}: {verb} is refused: {error}") from error
             self._known = self._undecided is None
             if self._known:
@@ -84,23 +84,32 @@ class PathKeeper(Keeper):
         super().__init__(history, name, chance=chance, keep=keep)
         self._path: list[Message] = []
         self._off: list[Message] = []
-        self._aside: list[Message] = []
-        """What the history store has set aside; only a replacement, which reads there, can put it back."""
         self._begun = False
 
     def _verb(self) -> str:
-        verbs = ("say", "say", "take_back", "put_back", "put_back", "replace", "replace")
+        verbs = ("say", "say", "take_back", "say_again", "replace", "replace")
         return self._chance.choice((*verbs, "reset") if self._chance.random() < 0.3 else verbs)
 
     async def _say(self) -> None:
         await self._append(self._new(self._chance.choice((1, 1, 3))))
 
-    async def _put_back(self) -> None:
-        count = self._chance.choice((1, 1, 2))
-        await self._append(self._chance.sample(self._off, k=min(count, len(self._off))) or self._new(1))
+    async def _say_again(self) -> None:
+        """Append a message that is there: on the path or off it, it stays where it is."""
+        if not (there := [*self._path, *self._off, *self._off]):
+            return
+        message = self._chance.choice(there)
+        receipt = await self._history.append(self._name, message)
+        self._keep(receipt)
+        if message in self._path:
+            wrong = await receipt.superseded(0)
+        else:
+            wrong = await receipt.saved(0) and not await receipt.superseded(0)
+        if wrong:
+            raise Broken(f"{self._name!r}: {message.id!r} is on the path, or not, and its receipt says the contrary")
 
     async def _append(self, messages: list[Message]) -> None:
-        self._written(await self._history.append(self._name, *messages), messages)
+        self._keep(await self._history.append(self._name, *messages))
+        self._begun = True
         self._set([*self._path, *messages])
 
     async def _take_back(self) -> None:
@@ -121,31 +130,27 @@ class PathKeeper(Keeper):
     async def _replace(self) -> None:
         chance = self._chance
         stays = self._path[: chance.randrange(len(self._path) + 1)]
-        rest = [one for one in (*self._path, *self._off, *self._aside) if one not in stays]
+        rest = [one for one in (*self._path, *self._off) if one not in stays]
         moved = chance.sample(rest, k=chance.randrange(min(len(rest), 4) + 1))
         wanted = [*stays, *moved, *self._new(chance.randrange(3))][:MOST]
-        if (receipt := await self._history.chat(self._name).replace(wanted)) is not None:
-            self._written(receipt, wanted)
-        self._set(wanted)
+        receipt = await self._history.chat(self._name).replace(wanted)
+        if receipt is None:
+            return self._set(self._path[: len(wanted)])
+        self._keep(receipt)
+        self._begun = True
+        count = len(receipt.message_ids)
+        tail = zip(wanted[len(wanted) - count :], receipt.message_ids, strict=True)
+        # While the history store is unavailable, a message that the outbox has forgotten keeps its id: it is set aside.
+        there = {one.id for one in (*self._path, *self._off)}
+        if there.intersection(receipt.message_ids):
+            self._undecided = receipt
+        return self._set([*self._path[: len(wanted) - count], *(replace(one, id=name) for one, name in tail)])
 
     async def _reset(self) -> None:
         if not self._begun:
             return
-        self._path, self._off, self._aside = [], [], []  # whatever comes of it, none of them is said again
+        self._path, self._off = [], []  # whatever comes of it, none of them is said again
         self._keep(await self._history.chat(self._name).reset())
-
-    def _written(self, receipt: Receipt, messages: Sequence[Message]) -> None:
-        """Keep a receipt, and wait for the delivery where the outbox had forgotten what it puts back.
-
-        The history store decides about these, and sets them aside. They are known by the id of their first event.
-        """
-        self._keep(receipt)
-        self._begun = True
-        there = {one.id for one in (*self._path, *self._off, *self._aside)}
-        said = [one for one in messages if one.id in receipt.message_ids]
-        events = receipt.event_ids[len(receipt.event_ids) - len(said) :]
-        if any(one.id in there and event.version != _MADE for one, event in zip(said, events, strict=True)):
-            self._undecided = receipt
 
     def _new(self, count: int) -> list[Message]:
         chance = self._chance
@@ -155,9 +160,8 @@ class PathKeeper(Keeper):
         ]
 
     def _set(self, path: list[Message]) -> None:
-        there = {one.id for one in (*path, *self._aside)}
+        there = {one.id for one in path}
         self._off = [one for one in (*self._off, *self._path) if one.id not in there][-2 * MOST :]
-        self._aside = [one for one in self._aside if one not in path][-MOST:]
         self._path = path
 
     async def _learn(self) -> bool:
@@ -170,7 +174,6 @@ class PathKeeper(Keeper):
                 aside = [one for one in self._path if one.id in said and one.id not in there]
                 if aside and await self._undecided.saved(0):
                     raise Broken(f"{self._name!r}: {aside[0].id!r} is said to be saved, and is not on the path")
-                self._aside += aside
                 self._undecided = None
             self._set([one.message for one in page])
         return page.complete

@@ -57,7 +57,7 @@ class ToldStore:
         self.batches: list[tuple[LaneBatch, ...]] = []
         self.pings = 0
         self.continuity = ToldContinuity()
-        self.outbox_access = self
+        self.runtime = self
         self.known_partitions = 1
         self.trials = 0
         self.before: Callable[[], Awaitable[None]] = _at_once

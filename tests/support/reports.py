@@ -14,6 +14,7 @@ from tests.support.servers import MariaDBServer, PostgresServer
 
 ROOT: Final = Path(__file__).parent.parent.parent
 WRITTEN: Final = (
+    "docs/explanation/beyond-one-machine.md",
     "docs/explanation/proof.md",
     "docs/explanation/speed.md",
     "docs/howto/replicated-store.md",

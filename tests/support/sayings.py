@@ -9,11 +9,12 @@ from typing import Any, Protocol, TypeVar
 import pytest
 import sqlalchemy as sa
 
+from letopis.ops.verify import find_problems as problems_of_file
 from letopis.outbox import History, Relay
-from letopis.outbox.diagnostics.integrity import find_problems as problems_of_file
 from letopis.store import ApplyResult, Body, ConversationStore, EncodedEvent, Event, FaultClass, Message, StoreFault
 from letopis.store.database.schema import metadata
-from letopis.store.maintenance.integrity import find_problems
+from letopis.store.ops.rebuild import rebuild
+from letopis.store.ops.verify import find_problems
 from letopis.store.testing.outbox import Outbox
 from tests.support.relays import until
 
@@ -87,18 +88,18 @@ def raises_fault(fault_class: FaultClass, code: str, *, match: str | None = None
 
 async def problems(store: ConversationStore) -> list[str]:
     """Return what `db verify` finds."""
-    return [problem async for problem in find_problems(store._runtime.callers_engine)]
+    return [problem async for problem in find_problems(store.runtime.callers_engine)]
 
 
 async def change(store: ConversationStore, *statements: sa.Executable | str) -> None:
     """Change the rows of a store behind its back, in one transaction."""
-    async with store._runtime.callers_engine.begin() as connection:
+    async with store.runtime.callers_engine.begin() as connection:
         for statement in statements:
             await connection.execute(sa.text(statement) if isinstance(statement, str) else statement)
 
 
 async def rows_of(store: ConversationStore, query: sa.Executable) -> list[Any]:
-    async with store._runtime.callers_engine.connect() as connection:
+    async with store.runtime.callers_engine.connect() as connection:
         return list((await connection.execute(query)).all())
 
 
@@ -114,13 +115,30 @@ async def catch_up_index(store: ConversationStore) -> None:
 
 async def differences(store: ConversationStore) -> set[str]:
     """Return in what any conversation's rows differ from its log; nothing is written."""
-    return {one async for rebuilt in store.rebuild(check=True, every=True) for one in rebuilt.differences}
+    return {one async for rebuilt in rebuild(store, check=True, every=True) for one in rebuilt.differences}
+
+
+def tables_of(store: ConversationStore) -> list[sa.Table]:
+    dialect = store.runtime.callers_engine.dialect.name
+    return [table for table in metadata.sorted_tables if table.info.get("not_on") != dialect]
 
 
 async def dump(store: ConversationStore) -> str:
-    dialect = store._runtime.callers_engine.dialect.name
-    tables = [table for table in metadata.sorted_tables if table.info.get("not_on") != dialect]
-    return repr([await rows_of(store, sa.select(table)) for table in tables])
+    return repr([await rows_of(store, sa.select(table)) for table in tables_of(store)])
+
+
+Backup = dict[sa.Table, list[dict[str, Any]]]
+
+
+async def back_up(store: ConversationStore) -> Backup:
+    """Return all rows of a store."""
+    return {table: [dict(row._mapping) for row in await rows_of(store, sa.select(table))] for table in tables_of(store)}
+
+
+async def restore(store: ConversationStore, backup: Backup) -> None:
+    """Put all rows of a store back as they were, as the restore of a backup does."""
+    inserts = [sa.insert(table).values(row) for table, rows in backup.items() for row in rows]
+    await change(store, *map(sa.delete, reversed(backup)), *inserts)
 
 
 def occurs(words: str, path: Path) -> bool:

@@ -22,7 +22,7 @@ from letopis.store.database.schema import metadata
 from letopis.store.database.sqlite_file import FileConnection
 from letopis.store.model.records import Scope
 from letopis.store.read.paging import Window
-from letopis.store.read.reader import ViewQuery
+from letopis.store.read.reader import Reader, ViewQuery
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, put
 
@@ -37,7 +37,7 @@ class Statement(NamedTuple):
 @contextmanager
 def statements_of(store: ConversationStore) -> Iterator[list[Statement]]:
     ran: list[Statement] = []
-    engine = store._runtime.engine
+    engine = store.runtime.engine
     if engine.dialect.name == "sqlite":
         real = FileConnection.run
 
@@ -62,7 +62,7 @@ def statements_of(store: ConversationStore) -> Iterator[list[Statement]]:
 
 async def over(store: ConversationStore, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     """Return what ``work`` returns over a connection of the store, in a transaction of its own."""
-    engine = store._runtime.engine
+    engine = store.runtime.engine
 
     async def transaction() -> T:
         async with engine.begin() as connection:
@@ -75,10 +75,13 @@ CHAT, OWNER = "chat-1", "anna"
 DIVIDED: Final = frozenset(table.name for table in metadata.tables.values() if "partition" in table.columns)
 HARMLESS: Final = frozenset(
     {"min", "max", "count", "coalesce", "unnest", "json_each", "any"}  # functions without a state of the server
-    | {"in", "values", "and", "or", "not", "exists", "from", "join", "when", "as", "v", "varchar"}
+    | {"set_config"}  # of the transaction
+    | {"in", "values", "and", "or", "not", "exists", "from", "join", "when", "as", "v", "varchar", "cast"}
 )
 """What may stand before a parenthesis."""
 PARTITION_OF: Final = r"(?:\b{0}\.partition (?:=|IN )|= {0}\.partition\b)"
+BOUND: Final = r"(?:ANY ?\()?\$"
+"""What Citus needs as the partition: it infers none from that of another table."""
 
 
 async def hot_statements(store: ConversationStore) -> list[Statement]:
@@ -110,19 +113,22 @@ async def hot_statements(store: ConversationStore) -> list[Statement]:
         await store.events(CHAT)
         await store.conversation(CHAT)
         await store.active(OWNER)
-        await store.outbox_access.view(ViewQuery(conversation_id=CHAT, origin_id=origin, window=window))
-        await store.outbox_access.view(ViewQuery(conversation_id=CHAT, origin_id=origin, names=("m-1",)))
-        await store.outbox_access.active_view(OWNER, origin_id=origin)
+        await store.runtime.view(ViewQuery(conversation_id=CHAT, origin_id=origin, window=window))
+        await store.runtime.view(ViewQuery(conversation_id=CHAT, origin_id=origin, names=("m-1",)))
+        await store.runtime.read(Reader.active_view, OWNER, origin_id=origin)
         await store.lane_heads(origin, [CHAT])
         await store.log(partition=0)
-        await store.outbox_access.read_records(
-            lambda reader, connection: reader.get(connection, Scope.conversation(CHAT), [(CP, b"a")], origin_id=origin)
+        await store.runtime.snapshot(
+            lambda lineage, connection: lineage.reader.records.get(
+                connection, Scope.conversation(CHAT), [(CP, b"a")], origin_id=origin
+            )
         )
     return statements
 
 
-def faults_of(statement: Statement) -> list[str]:
+def faults_of(statement: Statement, *, bound: bool = False) -> list[str]:
     """Return what keeps an engine from sending a statement to one partition."""
+    partition_of = rf"\b{{0}}\.partition = {BOUND}" if bound else PARTITION_OF
     text = re.sub(r"'[^']*'", "", re.sub(r'["`]', "", statement.text))
     if text.startswith("PRAGMA"):
         return []
@@ -132,9 +138,9 @@ def faults_of(statement: Statement) -> list[str]:
         return found
     if text.startswith("UPDATE"):
         (table,) = re.findall(r"^UPDATE (letopis_\w+)", text)
-        named = re.search(r"\bWHERE .*\bpartition = ", text, re.DOTALL)
+        named = re.search(rf"\bWHERE .*\bpartition = {BOUND if bound else ''}", text, re.DOTALL)
         return found if table not in DIVIDED or named else [*found, f"names no partition of {table}"]
     for table, alias in re.findall(r"\b(?:FROM|JOIN)\s+(letopis_\w+)(?:\s+AS\s+(\w+))?", text):
-        if table in DIVIDED and not re.search(PARTITION_OF.format(alias or table), text):
+        if table in DIVIDED and not re.search(partition_of.format(alias or table), text):
             found.append(f"names no partition of {alias or table}")
     return found

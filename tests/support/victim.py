@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox import History, Receipt, Relay, UnsentReply
+from letopis.outbox import Bounds, History, Receipt, Relay, UnsentReply
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -190,7 +190,7 @@ async def record(
             promises.keep_saved(receipt)
 
     try:
-        async with History(disk / OUTBOX, store=disk / HISTORY, min_free_bytes=None) as history:
+        async with History(disk / OUTBOX, store=disk / HISTORY, bounds=Bounds(min_free_bytes=None)) as history:
             bot = Bot(history, promises, seed=seed, talk=how)
             await bot.make_books()
             async with asyncio.TaskGroup() as group:
@@ -264,7 +264,7 @@ async def change_records(history: History, promises: SentPromises | WrittenPromi
 
 
 async def change_path(history: History, promises: WrittenPromises, bot: Bot) -> None:
-    """Bring a path to each of ``PATHS``: replaced, popped, put back, replaced."""
+    """Bring a path to each of ``PATHS``: replaced, popped, said anew, replaced."""
     one, two, three = (Message.user(f"words {key}", id=key) for key in ("1", "2", "3"))
 
     def keep(receipt: Receipt | None) -> None:
@@ -275,7 +275,7 @@ async def change_path(history: History, promises: WrittenPromises, bot: Bot) -> 
     keep(await history.chat(PATH).replace([one, two]))
     await history.chat(PATH).pop()
     promises.keep_path()
-    keep(await history.append(PATH, two))
+    keep(await history.append(PATH, Message.user("words 2")))
     keep(await history.chat(PATH).replace([two, three]))
 
 
@@ -375,7 +375,26 @@ def sender_to(platform: FilePlatform, pause: Callable[[], Any]) -> Callable[[Uns
     return send
 
 
-def answer(outbox: str, accepted: str, steps: Connection, *, seed: int, again: bool) -> None:
+WAYS: Final = ("reply", "append", "transaction")
+"""How a bot appends what it is to send."""
+
+
+async def append_reply(history: History, chat: str, text: str, way: str) -> tuple[str, str]:
+    """Append a reply that is to be sent; return its key and its message id."""
+    if way == "reply":
+        async with history.reply(chat, owner="42", every=None) as reply:
+            await reply.add(text)
+        return str(reply.event_id), reply.message_id
+    message = Message.assistant(text)
+    if way == "append":
+        receipt = await history.append(chat, message, owner="42", confirm=True)
+    else:
+        async with history.transaction() as tx:
+            receipt = await tx.append(chat, message, owner="42", confirm=True)
+    return str(receipt.event_ids[0]), message.id
+
+
+def answer(outbox: str, accepted: str, steps: Connection, *, seed: int, again: bool, way: str = "reply") -> None:
     """Send replies without end: in ``live`` the bot itself, in ``left`` its history's sender. Report each step."""
     chance = random.Random(seed)
 
@@ -389,15 +408,14 @@ def answer(outbox: str, accepted: str, steps: Connection, *, seed: int, again: b
         async with History(Path(outbox), relay=False, sender=sender) as history:
             for number in range(10**9):
                 for chat in ("live", "left"):
-                    async with history.reply(chat, owner="42", every=None) as reply:
-                        await reply.add(f"{seed} {number}")
+                    key, message_id = await append_reply(history, chat, f"{seed} {number}", way)
                     await pause()
                     if chat == "live":
-                        position = platform.accept(str(reply.event_id))
+                        position = platform.accept(key)
                         await pause()
-                        await reply.sent(platform_ids={"file": position})
+                        await history.chat(chat).sent(message_id, platform_ids={"file": position})
                     else:
-                        await reply.send()
+                        await history.chat(chat).send(message_id)
 
     logging.disable()
     asyncio.run(live())

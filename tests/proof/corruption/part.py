@@ -17,9 +17,9 @@ from typing import Any, Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis import ConfigurationError, History, OutboxAdmin
-from letopis.outbox.cli.verify import problems_of_store
-from letopis.outbox.diagnostics.integrity import differences, find_problems, read_reference
-from letopis.outbox.diagnostics.salvage import Salvaged, salvage
+from letopis.ops.cli.verify import problems_of_store
+from letopis.ops.salvage.salvage import Salvaged, salvage
+from letopis.ops.verify import differences, find_problems, read_reference
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.urls import normalise_url
 from tests.campaigns.invariants import check

@@ -12,7 +12,7 @@ from tests.campaigns.victims import BOT, RELAY, Victims
 from tests.proof.crash.moments import context
 from tests.proof.harness import Experiment, Setting, Tally, migrated
 from tests.proof.stores import KINDS
-from tests.support.defects import IN_PARTS, NEVER, PUT_BACK_DROPPED, RESET_KEEPS
+from tests.support.defects import IDS_KEPT, IN_PARTS, NEVER, RESET_KEEPS
 
 KILLS: Final = 110  # of each store, in each round; more than 300 in all
 PROMISES: Final = 1_800  # of each store, in each round; more than 5,000 in all
@@ -28,7 +28,7 @@ def table() -> Iterator[Experiment]:
     for what, defect, records_every, paths_every in (
         ("promised before it is written", "an append returns before it is written", 3, NEVER),
         ("records promised before they are written", "a record is promised before it is written", 1, NEVER),
-        (PUT_BACK_DROPPED, PUT_BACK_DROPPED, NEVER, 1),
+        (IDS_KEPT, IDS_KEPT, NEVER, 1),
         (IN_PARTS, IN_PARTS, NEVER, 1),
         (RESET_KEEPS, RESET_KEEPS, NEVER, 1),
     ):

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from letopis import History, Message, Retention
-from letopis.outbox.diagnostics.integrity import content_problems
+from letopis.ops.verify import content_problems
 from letopis.store.model.large_content import LARGE_BYTES
 from tests.campaigns.victims import kill_after
 from tests.proof.crash.moments import context

@@ -137,7 +137,7 @@ async def _after_saying(world: World) -> int:
     """Restart, continue, let everything be delivered, and check."""
     promised = await _go_on(world)
     async with world.open(relay=False) as history:
-        path = tuple(one.id for one in await history.messages(PATH, last=None))
+        path = tuple(one.text.removeprefix("words ") for one in await history.messages(PATH, last=None))
     right = path in promised.possible_paths
     world.tally.require(right, f"the path is {path}, after {promised.paths} changes that have returned")
     store = await read_store(world.url)

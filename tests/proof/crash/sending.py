@@ -12,7 +12,7 @@ from tests.campaigns.victims import kill_after
 from tests.proof.crash.moments import context
 from tests.proof.harness import Experiment, Setting, Tally
 from tests.support.sqlite_rows import rows
-from tests.support.victim import FilePlatform, answer, sender_to
+from tests.support.victim import WAYS, FilePlatform, answer, sender_to
 
 KILLS: Final = 300
 UNSENT: Final = "unsent"
@@ -25,7 +25,8 @@ async def kill(setting: Setting) -> Tally:
     outbox, path = setting.folder / "bot.outbox.db", setting.folder / "platform"
     platform = FilePlatform(path)
     for seed in range(setting.many(KILLS if again else 5, 8 if again else 5)):
-        how: dict[str, Any] = {"reports": chance.randrange(1, 24), "seconds": chance.uniform(0, 0.005)}
+        way = WAYS[seed % len(WAYS)]
+        how: dict[str, Any] = {"way": way, "reports": chance.randrange(1, 24), "seconds": chance.uniform(0, 0.005)}
         killing = partial(kill_after, context(), answer, str(outbox), str(path), seed=seed, again=again, **how)
         await asyncio.to_thread(killing)
         tally.count += 1

@@ -10,12 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from letopis import ContentRetention, ConversationStore, History, Message, OutboxFile, erase_owner, erase_person
+from letopis import ContentRetention, ConversationStore, History, Message, OutboxFile
 from letopis.outbox import Relay
 from letopis.outbox.event_log import erasures
 from letopis.store.maintenance import task_steps
 from letopis.store.model.events import utc_now
-from letopis.store.write import redaction, row_writer
+from letopis.store.write import erasing as store_erasing
+from letopis.store.write import row_writer
 from tests.proof.crash.moments import AFTER, BEFORE, Moment, Side, Who, context, plant
 from tests.proof.harness import Experiment, Setting, Tally, World, migrated
 from tests.proof.stores import KINDS
@@ -46,8 +47,8 @@ def _writes(function: str) -> Counts:
 
 _COMMIT: Final = "letopis.outbox.file.committer:Committer._transact"
 _APPLY: Final = "letopis.store.conversation_store:ConversationStore.apply"
-_ERASER: Final = "letopis.store.write.redaction:Eraser"
-_ACCESS: Final = "letopis.store.outbox_access:OutboxAccess"
+_ERASER: Final = "letopis.store.write.erasing:Eraser"
+_RETENTION: Final = "letopis.outbox.relay.content_retention"
 FIRST_STEPS: Final = (
     _step("recorded", "letopis.store.erasures:ErasureRegister.register"),
     _step("appended", "letopis.outbox.history.erasing:_erase_owned"),
@@ -62,14 +63,14 @@ SECOND_STEPS: Final = (
 )
 """Of the outbox that was away at the time."""
 TRIM_STEPS: Final = (
-    _step("found", f"{_ACCESS}.due_content", counts=lambda _, found: bool(found.due)),
-    _step("appended", "letopis.outbox.relay.content_retention:append_trims"),
-    _step("applying", f"{_ERASER}.trim"),
+    _step("found", f"{_RETENTION}:due_content", counts=lambda _, found: bool(found.due)),
+    _step("appended", f"{_RETENTION}:append_trims"),
+    _step("applying", f"{_ERASER}.carry_out"),
     _step("applied", _APPLY),
     _step("erasing the tail", "letopis.outbox.event_log.acknowledge:erase_delivered", BEFORE),
-    _step("in a step", f"{_ERASER}.strip_some"),
+    _step("in a step", f"{_ERASER}.step"),
     _step("after a step", "letopis.store.maintenance.task_steps:TaskSteps.step"),
-    _step("places kept", f"{_ACCESS}.keep_places"),
+    _step("places kept", f"{_RETENTION}:keep_places"),
 )
 
 
@@ -138,7 +139,7 @@ async def _erase_once(one: World, two: World, kind: str, how: str, step: str, nu
 
 
 async def _ask(history: History, kind: str, subject: str, how: Any) -> None:
-    await (erase_person if kind == "person" else erase_owner)(history, subject, how=how, reason="asked")
+    await history.erase(**{kind: subject}, how=how, reason="asked")
 
 
 def erasing(folder: str, store: str, kind: str, subject: str, how: str, step: str, defect: str) -> None:
@@ -210,7 +211,7 @@ def trimming(outbox: str, store: str, step: str, defect: str) -> None:
         await file.close()
 
     logging.disable()
-    redaction.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3  # type: ignore[attr-defined]
+    store_erasing.MAX_ROWS_PER_TRANSACTION = row_writer.MAX_ROWS_PER_TRANSACTION = 3  # type: ignore[attr-defined]
     task_steps.PIECE_VERSIONS, task_steps.STEP_SECONDS = 4, 0.0  # type: ignore[misc]
     with planted(defect):
         for moment in TRIM_STEPS:

@@ -95,7 +95,7 @@ async def grow_wrong(setting: Setting) -> Tally:
 def _in_steps() -> Iterator[None]:
     """Have everything marked, and carried out two versions at a time."""
     with ExitStack() as stack:
-        for module in ("write.loading", "write.redaction"):
+        for module in ("write.loading", "write.erasing"):
             stack.enter_context(patch(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 0))
         stack.enter_context(patch("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0))
         stack.enter_context(patch("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2))

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from letopis import ConversationStore, Message, RecordedMessage
 from letopis.store import ConversationDeleted, ConversationRewound, ConversationStarted, MessageEdited, MessageRedacted
 from letopis.store.database.schema import conversations, events, messages
+from letopis.store.ops.rebuild import rebuild
 from letopis.store.testing.outbox import Outbox
 from tests.model.plain import Chat, Plain, Said
 
@@ -129,10 +130,10 @@ def _shown(path: Iterable[Said]) -> list[tuple[str, str, str]]:
 
 
 async def lose_rows(store: ConversationStore, names: list[str]) -> None:
-    async with store._runtime.callers_engine.begin() as connection:
+    async with store.runtime.callers_engine.begin() as connection:
         for table in (messages, conversations):
             await connection.execute(sa.delete(table).where(table.c.conversation_id.in_(names)))
-    async for _ in store.rebuild():
+    async for _ in rebuild(store):
         pass
 
 
@@ -151,7 +152,7 @@ def encoded(data: object) -> str:
 
 async def _content(store: ConversationStore, names: list[str]) -> dict[str, list[tuple[int, str]]]:
     held: dict[str, list[tuple[int, str]]] = {}
-    async with store._runtime.callers_engine.connect() as connection:
+    async with store.runtime.callers_engine.connect() as connection:
         rows = await connection.execute(
             sa.select(events.c.conversation_id, events.c.version, events.c.data).where(
                 events.c.partition == 0, events.c.conversation_id.in_(names), events.c.data.like("%words %")

@@ -24,7 +24,7 @@ PARSED: Final = 320
 UNBOUNDED: Final = (
     "from letopis.store.transfer import jsonl;"
     "jsonl.read_lines.__kwdefaults__['max_line_bytes'] = 10**10;"
-    "from letopis.outbox.cli import main; main()"
+    "from letopis.ops.cli import main; main()"
 )
 
 
@@ -72,7 +72,7 @@ def _squeezed(megabytes: int) -> Iterator[bytes]:
 
 
 def burst(bomb: Bomb, folder: Path, *, code: str | None = None, patience: float = 60.0) -> Burst:
-    how = ["-m", "letopis.outbox.cli"] if code is None else ["-c", code]
+    how = ["-m", "letopis.ops.cli"] if code is None else ["-c", code]
     words = [sys.executable, *how, "history", "import", "jsonl", "-", "--dry-run"]
     told = folder / "told"
     with told.open("wb") as out:

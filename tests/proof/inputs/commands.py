@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 import click
 
+from letopis.ops.cli import cli
+from letopis.ops.cli.interface.exit_codes import Exit, run
 from letopis.outbox import History
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.store import Message
 from tests.proof.harness import Setting, Tally
 from tests.proof.inputs.lines import mutated
@@ -37,6 +37,7 @@ FIRST: Final[Mapping[str, tuple[str, ...]]] = {
     "console": ("--host", "192.0.2.1"),  # no address of this machine, so that it ends
     "history import jsonl": ("in.jsonl", "--timeout", "1"),
     "history export jsonl": ("-",),
+    "history export training": ("-",),
     "history show": ("chat-1",),
     "history search": ("words",),
     "outbox show": ("chat-1",),

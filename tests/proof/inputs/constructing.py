@@ -89,14 +89,9 @@ APART: Final = {
     "takes functions, rules or objects of the program's, or of Letopis's": (
         *("by_recorded_tokens", "Upcasters", "BackgroundIndexer", "Relay", "RepeatFilter", "Alert"),
     ),
-    "what the command calls; the options of its verbs are tried in `commands`": (
-        *("OutboxAdmin", "erase_owner", "erase_person"),
-    ),
-    "takes two URLs; see tests/integration/test_move.py and tests/unit/store/database/test_urls.py": (
-        *("move", "cancel_move"),
-    ),
+    "what the command calls; the options of its verbs are tried in `commands`": ("OutboxAdmin",),
     "takes addresses; see tests/unit/outbox/alerting/test_channels.py": ("open_channels",),
-    "its values are tried in tests/unit/outbox/config/test_settings.py": ("ContentRetention", "RetentionRule"),
+    "its values are tried in tests/unit/ops/config/test_settings.py": ("ContentRetention", "RetentionRule"),
 }
 """Why a public name is not tried here."""
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from letopis.adapters.formats import _native
-from letopis.outbox.transfer.exporter import Exporter
-from letopis.outbox.transfer.importer import Importer, try_out
+from letopis.ops.transfer.importer import Importer, try_out
+from letopis.outbox.history.exporter import Exporter
 from letopis.store.transfer.jsonl import Refused, SeenKeys, read_lines
 from tests.proof.harness import Setting, Tally, migrated
 from tests.proof.inputs.running import blocked, opened

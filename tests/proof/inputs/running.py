@@ -215,7 +215,7 @@ async def compared(store: ConversationStore, kept: list[Kept], tally: Tally) -> 
     for one in kept:
         by_conversation.setdefault(one.conversation_id, []).append(one)
     for conversation_id, some in by_conversation.items():
-        events = await all_pages(partial(store.events, conversation_id, limit=500))
+        events = await all_pages(partial(store.events, conversation_id, first=500))
         held = {event.event_id: event for event in events}
         for one in some:
             there = [held[event_id] for event_id in one.event_ids if event_id in held]
@@ -334,7 +334,6 @@ async def from_tasks(setting: Setting) -> Tally:
             **invoking(history, world),
             "ConversationStore": lambda method, given: _store(store, method, given),
             "ErasureRegister": lambda method, given: getattr(store.erasures, method)(**given),
-            "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
             "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
         }
         last = partial(history.outbox.read, last_position)

@@ -93,9 +93,9 @@ class Client:
             return  # for a moment, while it is put back or the machine is busy: nothing was written
         self._check(chat, "regenerate" if regenerate else "pop", None if last is None else last.id, wanted)
         if moved:
-            self._plain.rewind(chat, target)
+            self._plain.rewind(chat, target, undone=target is None)
             # The history made this event on its own.
-            page = await self._handle(chat).events(after=0, limit=10_000)
+            page = await self._handle(chat).events(after=0, first=10_000)
             found, known = [one.event_id for one in page], self._event_ids[chat.id]
             self._check(chat, "events", found[:-1], known)
             known[:] = found
@@ -192,7 +192,7 @@ class Client:
         self._check(chat, "conversation", found and found.message_count, len(chat.own))
 
     async def _events(self, chat: Chat) -> None:
-        page, complete, _ = await _paged(partial(self._handle(chat).events, limit=40))
+        page, complete, _ = await _paged(partial(self._handle(chat).events, first=40))
         self._check(chat, "events", [one.event_id for one in page], self._event_ids[chat.id], complete=complete)
 
     async def _listed(self, chat: Chat) -> None:

@@ -22,9 +22,9 @@ def no_closing() -> None:
     """Have a move close its source when it hands the history over, not before the last copy; nor count what it has."""
     from letopis.store.database.schema import log_heads, store
     from letopis.store.database.store_identity import LogState
-    from letopis.store.relocation import mover
-    from letopis.store.relocation.endpoint import Endpoint
-    from letopis.store.relocation.handover import StoreRecord, read_store_record
+    from letopis.store.ops.move import mover
+    from letopis.store.ops.move.endpoint import Endpoint
+    from letopis.store.ops.move.handover import StoreRecord, read_store_record
 
     async def close(source: Endpoint, _: str) -> StoreRecord:
         return replace(await source.read(read_store_record), state=LogState.CLOSING)
@@ -47,7 +47,7 @@ def no_closing() -> None:
 
 def tell_of_transactions() -> None:
     """Print a dot at each transaction of a move."""
-    from letopis.store.relocation import copier, endpoint
+    from letopis.store.ops.move import copier, endpoint
 
     def told(real: Callable[..., Any]) -> Callable[..., Any]:
         async def transaction(self: Any, work: Any) -> Any:
@@ -66,8 +66,8 @@ def main() -> int:
     tell_of_transactions()
     if defect == "closing":
         no_closing()
-    from letopis.outbox.cli import cli
-    from letopis.outbox.cli.interface.exit_codes import run
+    from letopis.ops.cli import cli
+    from letopis.ops.cli.interface.exit_codes import run
 
     return run(cli, words)
 

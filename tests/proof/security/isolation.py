@@ -14,11 +14,12 @@ from unittest.mock import patch
 import sqlalchemy as sa
 
 from letopis.outbox import History
+from letopis.outbox.history.exporter import Exporter
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.telemetry.logging import JsonFormatter, TextFormatter
-from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, InvalidInput, LetopisError, Message
 from letopis.store.database.schema import conversations, events, messages, owners
+from letopis.store.read.reader import Reader
 from letopis.store.testing.identifiers import HOSTILE
 from tests.proof.harness import Setting, Tally
 from tests.proof.inputs.running import BLOCK_AT_ONCE, opened
@@ -109,7 +110,7 @@ CALLS: Final[Sequence[Call]] = (
     lambda history, store, name: store.active(name),
     lambda history, store, name: store.conversations(owner=name),
     lambda history, store, name: store.statistics(owner=name),
-    lambda history, store, name: store.outbox_access.path_of(name, [name]),
+    lambda history, store, name: store.runtime.read(Reader.path_of, name, [name]),
     lambda history, store, name: store.conversations(after=name),
 )
 
@@ -170,7 +171,7 @@ async def built_by_hand(setting: Setting) -> Tally:
     ids, came = hostile(), Tally()
     async with opened(setting) as (history, store):
         await _say_as_the_victim(history)
-        async with store._runtime.callers_engine.connect() as connection:
+        async with store.runtime.callers_engine.connect() as connection:
             for name in ids:
                 came.count += 1
                 statement = f"SELECT conversation_id FROM letopis_messages WHERE conversation_id = '{name}'"

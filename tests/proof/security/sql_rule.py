@@ -27,14 +27,12 @@ _REASONS: Final = {
         "only with codec='pickle', which the caller has chosen; the documentation says what it costs"
     ),
     "store/letopis/store/database/sqlite.py truncate_wal": "the number that SQLite itself gave for the same pragma",
+    "store/letopis/store/database/citus.py Citus.insert": "names of a table and its columns, and places for parameters",
     "store/letopis/store/database/postgresql.py create_postgresql_engine.limit": (
         "names of settings and numbers of milliseconds of ours"
     ),
     f"{_OUTBOX}/pending_reads/pending_statistics.py _lanes": "conditions that its two callers write as constants",
-    f"{_OUTBOX}/event_log/drafts.py erase": "the names of two tables, from a tuple of constants",
-    f"{_OUTBOX}/event_log/effects.py _empty": "names of tables and keys, from a mapping of constants",
-    f"{_OUTBOX}/event_log/erasures.py _begin": "the names of two tables and two columns, from constants",
-    f"{_OUTBOX}/transfer/importer.py _select": "one of two constants, filled with places for parameters",
+    "outbox/letopis/ops/transfer/importer.py _select": "one of two constants, filled with places for parameters",
     f"{_OUTBOX}/operations/pending_events.py list_pending": _CONDITIONS,
     f"{_OUTBOX}/operations/repair.py _lanes": _CONDITIONS,
     f"{_OUTBOX}/pending_reads/pending_search.py snapshot": "constant conditions with places for parameters",

@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from letopis.store.model.codec import EncodedEvent, digest_of
-from letopis.store.rules.decoding import puts_back
 from tests.campaigns.invariants import Ack
 from tests.campaigns.record_invariants import Place, scope_of
 from tests.proof.simulation.contents import STREAMS, Streams, secrets_of
@@ -149,7 +148,6 @@ class OutboxLedger:
     say: Callable[[str], None]
     events: dict[tuple[str, int], tuple[bytes, bytes]] = field(default_factory=dict)
     salts: dict[tuple[str, int], bytes | None] = field(default_factory=dict)
-    put_back: set[tuple[str, int]] = field(default_factory=set)
     places: dict[tuple[str, bytes], int] = field(default_factory=dict)
     bad: set[tuple[str, int]] = field(default_factory=set)
     batches: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -224,8 +222,6 @@ class OutboxLedger:
                 self.bad.add((name, sequence))
             if content[3] is not None and (expects := json.loads(content[3]).get("letopis.expects")) is not None:
                 self.batches[name, sequence] = expects.get("turn", str(UUID(bytes=event_id)))
-            if puts_back(content[3]):
-                self.put_back.add((name, sequence))
             self._position = position
 
     def _moved(self, name: str, before: _Lane, now: _Lane, by: str) -> None:
@@ -252,10 +248,6 @@ class OutboxLedger:
             raise Broken(f"{where}: sequence {now.delivered + 1} is charged {now.attempts} attempts, and is innocent")
         if now.state != before.state:
             self.say(f"lane {name} {before.state} -> {now.state} at {now.delivered}")
-
-    def may_put_back(self, name: str, first: int, again: int) -> bool:
-        """Return True if an event is delivered, and a later one puts its message back."""
-        return first <= self.lanes[name].delivered and (name, again) in self.put_back
 
     def acknowledged(self, ack: Ack, said: EncodedEvent | None = None) -> None:
         """Check that what a bot was told is true."""

@@ -56,7 +56,7 @@ MUTANTS: Final = {
     defects.RECORDS_TWICE: Mutant(),
     defects.FOREIGN_LANES: STOPPED,
     defects.HOLLOWED_TOO_SOON: STOPPED,
-    defects.PUT_BACK_DROPPED: Mutant(),
+    defects.IDS_KEPT: Mutant(),
     defects.IN_PARTS: Mutant(),
     defects.RESET_KEEPS: Mutant(),
     defects.DELETION_KEEPS: QUIET,

@@ -19,7 +19,7 @@ MAX_TRIES: Final = 12
 """Seeds that are lived through without what a promise rests on, until one of them shows it: chance may spare a few."""
 SHORT_MUTANTS: Final = (
     *("written off before it is delivered", "events are inserted without a look whether they are there", "no alerts"),
-    *(defects.RECORDS_TWICE, defects.PUT_BACK_DROPPED, defects.ERASURE_SKIPPED, defects.HOLD_IGNORED),
+    *(defects.RECORDS_TWICE, defects.IDS_KEPT, defects.ERASURE_SKIPPED, defects.HOLD_IGNORED),
     *(defects.TRIMMED_TOO_FAR, defects.NOT_SWEPT),
 )
 TITLES: Final = {

@@ -23,9 +23,9 @@ from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import (
     Closed,
-    EventIdReused,
+    IdReused,
     InvalidInput,
-    NotConfirmed,
+    NotSaved,
     OutboxFull,
     OutboxUnavailable,
     StoreUnavailable,
@@ -310,7 +310,7 @@ class Bot:
             page = await history.messages(name, last=5)
             confirmed: Any = {"confirm": "store", "timeout": self._chance.choice((1, 60))}
             receipt = await history.append(name, message, owner=f"owner of {name}", after=page, **confirmed)
-        except NotConfirmed:
+        except NotSaved:
             counts["appends that were not confirmed in time"] += 1
         except (VersionConflict, StoreUnavailable) as refused:
             if not getattr(refused, "set_aside", False) and (name, event_id.bytes) in place.ledger.places:
@@ -358,13 +358,12 @@ class Bot:
         name, message, sequence = self._said[-1]
         receipt = await history.append(name, message, owner=f"owner of {name}")
         self._acknowledged(receipt, [message])
-        # One that was delivered may have left the path since: while the store is away, it is put back.
-        if receipt.sequence != sequence and not self._place.ledger.may_put_back(name, sequence, receipt.sequence):
+        if receipt.sequence != sequence:
             raise Broken(f"{name!r}: appended again, sequence {sequence} has become {receipt.sequence}")
         if message.event_id is not None:
             return  # its id was not the caller's
         other = Message.assistant("something else", id=message.id)
-        with suppress(EventIdReused):
+        with suppress(IdReused):
             self._acknowledged(await history.append(name, other, owner=f"owner of {name}"), [other])
 
     async def _read(self, history: History) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from letopis.outbox import History, Receipt, erase_owner, erase_person
+from letopis.outbox import History, Receipt
 from letopis.store import Message
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import ConversationGone, Held, InvalidInput, StoreUnavailable
@@ -97,7 +97,7 @@ async def _erase(place: Place, history: History, chance: random.Random) -> None:
     held = wish.person in rights.held
     try:
         how: Any = wish.how
-        await (erase_owner if wish.kind == "owner" else erase_person)(history, wish.person, how=how, reason="asked")
+        await history.erase(**{wish.kind: wish.person}, how=how, reason="asked")
     except Held:
         if not held:
             raise Broken(f"{wish.person} is not on hold, and an erasure was refused") from None

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import letopis.outbox.alerting.monitor
 import letopis.outbox.file.change_watcher
-import letopis.outbox.relay.idle_work
+import letopis.outbox.relay.content_retention
 import letopis.outbox.relay.relay
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
@@ -110,7 +110,7 @@ class World:
         self._looked = -1
         self.wall = take_over(self.loop, self._chance("machine"), self.disk)
         letopis.outbox.relay.relay.MAX_IDLE_SECONDS = plan.floor  # type: ignore[misc]
-        letopis.outbox.relay.idle_work.RETENTION_INTERVAL_SECONDS = ROUND_SECONDS  # type: ignore[misc]
+        letopis.outbox.relay.content_retention.ROUND_SECONDS = ROUND_SECONDS  # type: ignore[misc]
         letopis.outbox.relay.relay.STANDBY_INTERVAL_SECONDS = plan.standby  # type: ignore[misc]
         defaults_of(letopis.outbox.relay.relay.Relay)["idle_poll"] = plan.slowest
         defaults_of(letopis.outbox.file.change_watcher.FileWatcher)["poll_min_seconds"] = plan.fastest

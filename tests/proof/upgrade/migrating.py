@@ -24,6 +24,7 @@ from letopis.store.database import migrations as the_migration
 from letopis.store.database import sqlite, sqlite_file
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Migrations, SchemaState, revision_state, upgrade
+from letopis.store.ops.rebuild import rebuild
 from tests.campaigns.victims import Context, fork_server
 from tests.proof.harness import Setting, Tally, World, migrated
 from tests.support.child import start, start_piped
@@ -203,7 +204,7 @@ async def down_and_up(setting: Setting) -> Tally:
         up = f"up from {revision}"
         tally.blame(await differences(url), where=up)
         async with ConversationStore.open(url, migrate=False) as store:
-            async for _ in store.rebuild(every=True):
+            async for _ in rebuild(store, every=True):
                 pass
             tally.blame(await rebuilt_differences(store), where=f"{up}: not what the log makes of it")
         tally.take(await world.examine(), where=up)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,11 +69,11 @@ class Pair(ABC):
         """Wait until the replica holds what the primary holds."""
 
 
-class _Replica(OwnPostgresServer):
+class Replica(OwnPostgresServer):
     """A streaming replica, made by ``pg_basebackup`` from a server that runs."""
 
-    def __init__(self, primary: OwnPostgresServer) -> None:
-        super().__init__()
+    def __init__(self, primary: OwnPostgresServer, *, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(settings=settings)
         self._primary = primary
 
     def _installation(self) -> list[str]:
@@ -94,7 +94,7 @@ class PostgresPair(Pair):
     @classmethod
     @contextmanager
     def running(cls, *, synchronous: bool = True) -> Iterator[PostgresPair]:
-        with PostgresServer.own() as primary, _Replica(primary) as replica:
+        with PostgresServer.own() as primary, Replica(primary) as replica:
             if synchronous:
                 primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 primary.execute("SELECT pg_reload_conf()")

@@ -122,9 +122,7 @@ class PostgresPool(StorePool):
                 return False
             async with connection.transaction():
                 await connection.execute(";".join(f'DELETE FROM "{name}"' for name in rows))
-                for name, row in _inserts(rows):
-                    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-                    await connection.execute(f'INSERT INTO "{name}" VALUES ({places})', *row)
+                await insert_rows(connection, rows)
             return True
 
         try:
@@ -158,6 +156,12 @@ class MariaDBPool(StorePool):
                 cursor.execute(f"INSERT INTO `{name}` VALUES ({', '.join(['%s'] * len(row))})", row)
             connection.commit()
         return True
+
+
+async def insert_rows(connection: Any, rows: Rows) -> None:
+    for name, row in _inserts(rows):
+        places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+        await connection.execute(f'INSERT INTO "{name}" VALUES ({places})', *row)
 
 
 async def migrate(url: str) -> None:

@@ -19,7 +19,7 @@ from agent_framework import (
 from letopis import File, History, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
 from letopis.adapters.agent_framework import LetopisHistoryProvider
 from letopis.adapters.agent_framework.checkpoint_storage import LetopisCheckpointStorage, latest_of
-from letopis.adapters.agent_framework.replays import without_replayed
+from letopis.adapters.agent_framework.history_provider import without_replayed
 from letopis.store import Message as Said
 from tests.support.bots.agent_framework import FakeModel
 from tests.support.story import nothing

@@ -21,7 +21,7 @@ from google.genai import types
 
 from letopis import History, InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
 from letopis.adapters.google_adk import LetopisSessionService
-from letopis.adapters.google_adk.names import conversation_of, user_space
+from letopis.adapters.google_adk.session_record import conversation_of, user_space
 from tests.support.outboxes import locked_out, open_apart, prune
 from tests.support.peers import refused_port
 from tests.support.relays import deliver_all
@@ -160,6 +160,11 @@ async def test_an_event_again(service: LetopisSessionService, history: History) 
 
     assert (await loaded(service)).state == {"count": 2}
     assert len(await history.messages(WHERE)) == 2
+    # What another program took off the path stays off it, with its state as it is.
+    await history.chat(WHERE).rewind(to=None)
+    await service.append_event(fresh, event.model_copy(deep=True))
+    assert (await history.messages(WHERE)).items == ()
+    assert (await loaded(service)).state == {"count": 2}
     other = said("another", id=event.id)
     for session in (await loaded(service), await loaded(service, num_recent_events=0)):
         with pytest.raises(AlreadyExistsError, match=event.id):

@@ -78,9 +78,12 @@ def test_ids_of_haystack_may_come_again_after_a_deletion(store: LetopisChatMessa
 
     assert store.write_messages("chat-1", numbered("Hello")) == 1
     assert store.write_messages("chat-1", numbered("Hello again")) == 0
-    store.delete_messages("chat-1")
-    assert store.write_messages("chat-1", numbered("Hello again")) == 1
-    assert [message.text for message in store.retrieve_messages("chat-1")] == ["Hello again"]
+    for text in ("Hello again", "Hello"):  # other content, and the same
+        store.delete_messages("chat-1")
+        for _ in range(2):
+            store.write_messages("chat-1", numbered(text))
+            found = store.retrieve_messages("chat-1")
+            assert [(message.text, message.meta["chat_message_id"]) for message in found] == [(text, "0")]
 
 
 @pytest.mark.parametrize("last_k", [0, 1, 2, 3, 70, 1_000, None])

@@ -8,7 +8,7 @@ import pytest
 NAMED_ALIKE = ("agent_framework", "aiogram", "haystack", "langgraph", "llama_index", "pydantic_ai", "pyrogram")
 PACKAGES = {name: name for name in (*NAMED_ALIKE, "strands", "telegram")}
 PACKAGES |= {"langchain": "langchain_core", "google_adk": "google.adk"}
-FREE = ("formats.openai_chat", "openai_agents", "telegram_core.bot", "telegram_core.notices", "voxpersona")
+FREE = ("formats.openai_chat", "openai_agents", "telegram_core.bot", "voxpersona")
 """Adapters that import no framework."""
 
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
 
-from letopis.adapters.langgraph.envelope import pack, unpack
-from letopis.adapters.langgraph.splitting import INLINE, LIST, WHOLE, Pieces, Reference, Splitter, keys_of
+from letopis.adapters.langgraph.splitting import INLINE, LIST, WHOLE, Pieces, Reference, Splitter, keys_of, pack, unpack
 
 
 class Pickled:

@@ -103,6 +103,18 @@ async def test_the_newest_archived_message_may_be_deleted(store: LetopisChatStor
     assert await store.get_messages("chat-1") == numbered(2, 3)
 
 
+async def test_what_is_appended_once_more_keeps_its_status(store: LetopisChatStore) -> None:
+    await store.add_messages("chat-1", numbered(*range(6)))
+    await store.archive_oldest_messages("chat-1", 4)
+    await store.delete_message("chat-1", 1)
+    for archived in ((0, 2, 3), (0, 3), (3,)):
+        assert await store.get_messages("chat-1", ARCHIVED) == numbered(*archived)
+        assert await store.get_messages("chat-1") == numbered(4, 5)
+        await store.delete_message("chat-1", 1 if len(archived) == 3 else 0)
+    await store.archive_oldest_messages("chat-1", 1)
+    assert await store.get_messages("chat-1") == numbered(5)
+
+
 async def test_set_messages_is_one_append(store: LetopisChatStore, history: History) -> None:
     await store.add_messages("chat-1", numbered(0, 1, 2))
     before = [one.id for one in await history.messages("chat-1")]

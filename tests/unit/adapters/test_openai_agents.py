@@ -57,10 +57,12 @@ async def test_pop_and_clear(session: LetopisSession, history: History) -> None:
     await session.add_items([USER, {"role": "user", "content": "More"}])
     assert await session.pop_item() == {"role": "user", "content": "More"}
     assert await session.get_items() == [USER]
+    await session.add_items([{"role": "user", "content": "More"}])
+    assert await session.get_items() == [USER, {"role": "user", "content": "More"}]
     await session.clear_session()
     assert await session.get_items() == []
     assert await session.pop_item() is None
-    assert len(await history.messages("chat-1", every=True)) == 2
+    assert len(await history.messages("chat-1", every=True)) == 3
 
 
 async def test_a_message_of_several_items_loses_one_in_one_append(
@@ -86,6 +88,18 @@ async def test_settings_may_be_a_dictionary(history: History) -> None:
     for wrong in ({"limits": 2}, {"limit": "many"}):
         with pytest.raises(InvalidInput, match="session_settings"):
             LetopisSession("chat-1", history, session_settings=wrong)
+
+
+async def test_what_is_no_json_is_refused_as_the_sdk_refuses_it(history: History) -> None:
+    session, own = LetopisSession("chat-1", history), SQLiteSession("chat-1")
+    broken: Any = {"role": "user", "content": object()}
+    for one in (session, own):
+        with pytest.raises(TypeError, match="object is not JSON serializable"):
+            await one.add_items([USER, broken])
+    own.close()
+    assert await session.get_items() == []
+    with pytest.raises(InvalidInput):
+        await session.add_items([broken])
 
 
 async def test_the_owner_is_told_by_the_run(history: History) -> None:

@@ -31,7 +31,7 @@ from letopis.store import (
     File,
     InvalidInput,
     Message,
-    NotConfirmed,
+    NotSaved,
     Reasoning,
     StoreUnavailable,
     Text,
@@ -125,12 +125,43 @@ async def test_the_path_follows_the_head(store: LetopisConversationStore, histor
     assert await path_of(history) == told(1, 2)
     await grown(store, back, 3)
     assert (await loaded(store, CHAT)).messages == turns(1, 2, 3)
-    assert (await path_of(history))[-1] == "answer 3"
+    assert await path_of(history) == told(1, 2, 3)
     fork = await store.fork(CHAT, from_entry=tip)
     await grown(store, fork, "fork")
     assert await path_of(history, fork.conversation_id) == told(1, 2, "fork")
     found = present(await history.chat(fork.conversation_id).conversation())
     assert found.forked_from is not None and found.message_count == 2
+
+
+async def test_a_branch_comes_back_as_a_copy_of_its_messages(store: LetopisConversationStore, history: History) -> None:
+    first = await saved(store, CHAT, 1, 2)
+    entries = [one.id for one in await store.load_entries(CHAT) or []]
+    other = await store.branch(CHAT, at=2, expected_revision=first.revision)
+    await grown(store, other, "other")
+    other_tip = (await store.load_entries(CHAT) or [])[-1].id
+    back = await store.branch(CHAT, from_entry=entries[-1], expected_revision=other.revision)
+    page = await history.messages(CHAT)
+    assert [one.id for one in await store.load_entries(CHAT) or []] == entries
+    assert [one.id for one in page][:2] == entries[:2] and {one.id for one in page}.isdisjoint(entries[2:])
+    # What is saved now continues the branch, for a fork too.
+    await grown(store, back, 3)
+    tip = (await store.load_entries(CHAT) or [])[-1].id
+    fork = await store.fork(CHAT, from_entry=tip)
+    await grown(store, fork, "fork")
+    assert await path_of(history, fork.conversation_id) == told(1, 2, 3, "fork")
+    # There and back again, once more.
+    again = await store.branch(CHAT, from_entry=other_tip, expected_revision=back.revision)
+    assert await path_of(history) == told(1, "other")
+    again = await store.branch(CHAT, from_entry=tip, expected_revision=again.revision)
+    assert await path_of(history) == told(1, 2, 3)
+    assert (await loaded(store, CHAT)).messages == turns(1, 2, 3)
+    # The redaction of what is shown is not undone by the copies that are not.
+    shown = (await history.messages(CHAT))[2]
+    await history.chat(CHAT).redact(shown.id)
+    found = await loaded(store, CHAT)
+    assert found.messages == [*turns(1), turns(2)[1], *turns(3)]
+    await grown(store, found, 4)
+    assert (await path_of(history))[-4:] == told(3, 4)
 
 
 async def test_a_write_again_has_no_effect(store: LetopisConversationStore, history: History) -> None:
@@ -250,8 +281,8 @@ async def test_another_outbox_was_first(tmp_path: Path) -> None:
         open_apart(tmp_path / "a.outbox.db", store=target) as one,
         open_apart(tmp_path / "b.outbox.db", store=target) as two,
     ):
-        here = LetopisConversationStore(one, confirm="store")
-        there = LetopisConversationStore(two, confirm="store")
+        here = LetopisConversationStore(one, in_store=True)
+        there = LetopisConversationStore(two, in_store=True)
         conversation = await saved(here, CHAT, 1)
         other = await loaded(there, CHAT)
         other.messages += turns("other")
@@ -269,8 +300,8 @@ async def test_another_outbox_was_first(tmp_path: Path) -> None:
 
 
 async def test_a_save_that_is_not_confirmed(alone: History) -> None:
-    store = LetopisConversationStore(alone, confirm="store", timeout=0.05)
-    with pytest.raises(NotConfirmed):
+    store = LetopisConversationStore(alone, in_store=True, timeout=0.05)
+    with pytest.raises(NotSaved):
         await saved(store, CHAT, 1)
     assert (await loaded(store, CHAT)).messages == turns(1)
 

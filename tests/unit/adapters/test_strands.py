@@ -21,7 +21,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from letopis import ABSENT, File, History, Message, Reasoning, Text, ToolCall, ToolResult
 from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.strands import LetopisSessionRepository, LetopisStorage
-from letopis.adapters.strands.keys import key_at, place_of, range_of
+from letopis.adapters.strands.storage import key_at, place_of, range_of
 from tests.support.bots.strands import FakeModel
 from tests.support.story import nothing
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from letopis import History, Message
+import pytest
+
+from letopis import Held, History, Message
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.buttons import MenuScreen, read_press
 from letopis.adapters.telegram_core.keys import ChatKey
@@ -102,6 +104,22 @@ async def test_delete_asks_first_and_takes_files_with_it(parts: BotParts, tmp_pa
     assert await parts.chats.owned(PLACE, chat) is None
     assert [path.exists() for path in (*own, foreign)] == [False, False, True]
     assert (await press(parts, asked, "Yes")).text == "This chat is no longer there."
+
+
+async def test_a_hold_keeps_the_files_of_answers(parts: BotParts) -> None:
+    chat = await parts.chats.start(PLACE, title="Tea")
+    answer = Message.assistant("Leaves")
+    file = await parts.chats.files.write(answer.id, "Leaves")
+    await parts.history.append(chat, answer)
+    await parts.history.store.erasures.hold("conversation", chat, reason="a court asked")
+    with pytest.raises(Held):
+        await parts.chats.redact(chat, answer.id, reason=None)
+    with pytest.raises(Held):
+        await parts.chats.delete(chat, reason=None)
+    assert file.exists()
+    await parts.history.store.erasures.release("conversation", chat)
+    await parts.chats.redact(chat, answer.id, reason=None)
+    assert not file.exists()
 
 
 async def test_after_the_first_chat_is_deleted_the_next_begins(parts: BotParts) -> None:

@@ -12,12 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.adapters.telegram_core import local_state
-from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.bot import BotParts, ResumedTurns
 from letopis.adapters.telegram_core.calls import failure_of
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.local_state import MAX_ATTEMPTS
-from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
-from letopis.outbox import History, Relay
+from letopis.outbox import Bounds, History, Relay
 from letopis.store import ConversationTrimmed, Delivery, InvalidInput, Message, OutboxFull
 from letopis.store.model import large_content
 from letopis.store.model.events import utc_now
@@ -302,7 +301,7 @@ async def test_one_odd_update_does_not_hold_up_those_after_it(parts: BotParts, o
 
 
 async def test_a_full_outbox_refuses_the_update_so_that_it_comes_again(tmp_path: Path) -> None:
-    async with opened(tmp_path, max_events=6) as parts:
+    async with opened(tmp_path, bounds=Bounds(max_events=6)) as parts:
         recorded = list[int]()
 
         async def record_all() -> None:
@@ -362,7 +361,7 @@ async def test_a_channel_named_by_its_username_is_recorded_by_the_result(parts: 
 
 
 async def test_a_refusing_outbox_keeps_no_bot_from_answering(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(tmp_path, max_events=3) as parts:
+    async with opened(tmp_path, bounds=Bounds(max_events=3)) as parts:
         await parts.incoming.record(update(1, raw(5, "?")))
         with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
             intents = [await parts.outgoing.before("sendMessage", call(f"Answer {number}")) for number in range(4)]

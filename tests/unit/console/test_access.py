@@ -116,6 +116,8 @@ def test_what_comes_from_a_page_of_ours() -> None:
     for headers, same in (
         ({"sec-fetch-site": "same-origin"}, True),
         ({"sec-fetch-site": "none"}, False),
+        ({"sec-fetch-site": "same-site", "host": "a.example", "origin": "http://a.example"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
         ({"host": "a.example:8300", "origin": "http://a.example:8300"}, True),
         ({"host": "a.example", "origin": "https://A.example"}, True),
         ({"host": "a.example", "origin": "http://a.example:81"}, False),

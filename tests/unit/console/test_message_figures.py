@@ -12,7 +12,6 @@ from letopis.console import figures as message_figures
 from letopis.console.figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, MessageFigures, Tally
 from letopis.console.store_log import Bisection, LoggedRow
 from letopis.store.model.events import to_microseconds
-from letopis.store.rules.decoding import PUT_BACK_KEY
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
 
 BEGAN = to_microseconds(datetime(2026, 3, 1, 23, 59, 58, tzinfo=UTC))
@@ -61,11 +60,10 @@ def test_a_latency_is_that_of_the_first_answer_to_the_last_question() -> None:
     assert (total.timed, total.mean) == (1, 2.0)
 
 
-def test_what_is_superseded_costs_and_what_is_put_back_counts_once() -> None:
+def test_what_is_superseded_costs_and_is_no_message() -> None:
     total = figures_of(
         row("c", 0, "user", tokens=1),
         row("c", 1, "assistant", {SUPERSEDED_KEY: "x"}, tokens=10),
-        row("c", 2, "user", {PUT_BACK_KEY: "x"}, tokens=100),
     ).total()
     assert (total.messages, total.questions, total.answers, total.tokens, total.timed) == (1, 1, 0, 11, 0)
 

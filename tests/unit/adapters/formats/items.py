@@ -257,3 +257,75 @@ def _snake(value: Any) -> Any:
     if isinstance(value, dict):
         return {re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", key): _snake(value[key]) for key in value}
     return [_snake(item) for item in value] if isinstance(value, list) else value
+
+
+def ag_ui_conversation(chance: Chance) -> list[Item]:
+    def media(kind: str, media_type: str) -> Item:
+        inline = {"type": "data", "value": chance.data(), "mimeType": media_type}
+        handle = {"type": "file", "value": chance.ident("file"), "provider": chance.choice(["openai", "google"])}
+        source = chance.choice([inline, {"type": "url", "value": PICTURE}, handle])
+        return {"type": kind, "source": source, **chance.some(metadata=lambda: {"filename": "a.bin"})}
+
+    def content() -> str | list[Item]:
+        blocks = [
+            lambda: {"type": "text", "text": chance.words()},
+            lambda: media("image", "image/png"),
+            lambda: media("document", "application/pdf"),
+        ]
+        return chance.words() if chance.maybe() else chance.few(blocks)
+
+    def item(role: str, **fields: Any) -> Item:
+        return {"id": chance.ident("m"), "role": role, **fields, **chance.some(metadata=chance.object)}
+
+    items = [item("user", content=content(), **chance.some(name=lambda: "Ann"))]
+    if chance.maybe(0.3):
+        items.insert(0, item(chance.choice(["system", "developer"]), content=chance.words()))
+    if chance.maybe():
+        items.append(item("reasoning", content=chance.words(), **chance.some(encryptedValue=chance.data)))
+    if chance.maybe(0.3):
+        items.append(item("activity", activityType="PLAN", content=chance.object()))
+    if chance.maybe(0.6):
+        functions = [{"name": "weather", "arguments": chance.arguments()} for _ in range(chance.randrange(1, 4))]
+        calls = [{"id": chance.ident("call"), "type": "function", "function": one} for one in functions]
+        items.append(item("assistant", **chance.some(content=chance.words), toolCalls=calls))
+        for call in calls:
+            failed = chance.some(error=chance.words)
+            items.append(item("tool", content=content(), toolCallId=call["id"], **failed))
+    items.append(item("assistant", content=chance.words()))
+    return [chance.fill(one) for one in items]
+
+
+def ui_conversation(chance: Chance) -> list[Item]:
+    def tool() -> Item:
+        kinds = [{"type": "tool-weather"}, {"type": "dynamic-tool", "toolName": "weather"}]
+        states: list[Item] = [
+            {"state": "output-available", "input": chance.object(), "output": chance.json()},
+            {"state": "output-error", "input": chance.object(), "errorText": chance.words()},
+        ]
+        return chance.choice(kinds) | {"toolCallId": chance.ident("call")} | chance.choice(states)
+
+    def text() -> Item:
+        return {"type": "text", "text": chance.words(), **chance.some(state=lambda: "done")}
+
+    blocks = [
+        text,
+        lambda: {"type": "reasoning", "text": chance.words(), **chance.some(providerMetadata=lambda: {"a": {"b": 1}})},
+        lambda: {"type": "source-url", "sourceId": chance.ident("s"), "url": PICTURE},
+        lambda: {"type": "data-weather", "data": chance.json(), **chance.some(id=lambda: chance.ident("d"))},
+        lambda: {"type": "file", "mediaType": "image/png", "url": chance.uri("image/png")},
+        tool,
+    ]
+    asked = [text, lambda: {"type": "file", "mediaType": "application/pdf", "filename": "a.pdf", "url": PICTURE}]
+    steps = [
+        part
+        for _ in range(chance.randrange(1, 4))
+        for part in ({"type": "step-start"}, *chance.few(blocks), *(tool() for _ in range(chance.randrange(3))))
+    ]
+    items: list[Item] = [
+        {"role": "user", "parts": chance.few(asked)},
+        {"role": "assistant", "parts": [*steps, {"type": "step-start"}, text()]},
+    ]
+    if chance.maybe(0.3):
+        items.insert(0, {"role": "system", "parts": [text()]})
+    named = [{"id": chance.ident("m"), **item, **chance.some(metadata=chance.object)} for item in items]
+    return [chance.fill(item) for item in named]

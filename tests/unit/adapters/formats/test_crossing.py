@@ -36,7 +36,14 @@ def calls_and_results(target: str, item: Item) -> tuple[list[Pair], list[str]]:
         assert item["content"] and item["content"][: len(results)] == results, "results come first"
         assert all(isinstance(call["input"], dict) for call in blocks["tool_use"])
         return [(call["id"], call["name"]) for call in blocks["tool_use"]], [one["tool_use_id"] for one in results]
+    if target == "ag_ui":
+        calls = [(call["id"], call["function"]["name"]) for call in item.get("toolCalls", ())]
+        return calls, [item["toolCallId"]] if item["role"] == "tool" else []
     parts = item["parts"]
+    if target == "ui_message":
+        tools = [part for part in parts if part["type"].startswith("tool-")]
+        assert all(part["state"].startswith("output-") for part in tools), "a result outside its call"
+        return [(part["toolCallId"], part["type"][5:]) for part in tools], []
     answers = [part["functionResponse"] for part in parts if "functionResponse" in part]
     assert parts and all(isinstance(answer["response"], dict) for answer in answers)
     names = [part["functionCall"]["name"] for part in parts if "functionCall" in part]
@@ -55,7 +62,7 @@ def names_of_pairs(target: str, items: Sequence[Item]) -> list[str]:
             assert results or not waiting, "a call without a result"
         for call_id in results:
             waiting.remove(call_id)
-        waiting += [call_id for call_id, _ in calls]
+        waiting += [call_id for call_id, _ in calls if target != "ui_message"]
         called += calls
     assert waiting == []
     assert target == "gemini" or len(dict(called)) == len(called)
@@ -187,7 +194,7 @@ def test_what_no_other_provider_takes_is_left_out() -> None:
     assert openai_responses.from_messages([message]) == [{"role": "assistant", "content": "found"}]
     assert anthropic.from_messages([message])[0]["content"] == [{"type": "text", "text": "found"}]
     assert gemini.from_messages([message])[0]["parts"] == [{"text": "found"}]
-    for module in MODULES.values():
+    for module in (openai_chat, openai_responses, anthropic, gemini):
         assert module.from_messages([Message.assistant([Reasoning("hm")]), Message.assistant(None)]) == []
 
 
@@ -206,7 +213,9 @@ def test_a_failed_result_says_so_where_it_can() -> None:
 
 def installed(module: str) -> Any:
     """Import a module of an SDK, or skip: together they are 184 MB, which no other test needs."""
-    return pytest.importorskip(module, reason=f"{module} is missing: pip install openai anthropic google-genai")
+    return pytest.importorskip(
+        module, reason=f"{module} is missing: pip install openai anthropic google-genai ag-ui-protocol"
+    )
 
 
 def consumed(value: Any) -> object:
@@ -222,6 +231,7 @@ TYPES: dict[str, tuple[str, str]] = {
     "openai_responses": ("openai.types.responses", "ResponseInputItemParam"),
     "anthropic": ("anthropic.types", "MessageParam"),
     "gemini": ("google.genai.types", "Content"),
+    "ag_ui": ("ag_ui.core", "Message"),
 }
 """Module and type of an item, by format."""
 
@@ -233,7 +243,7 @@ def check_of(name: str) -> Callable[[Any], object]:
     return lambda value: consumed(validate(value))
 
 
-@pytest.mark.parametrize(("source", "target"), list(permutations(FORMATS, 2)))
+@pytest.mark.parametrize(("source", "target"), [pair for pair in permutations(FORMATS, 2) if pair[1] in TYPES])
 def test_what_is_built_for_a_provider_is_what_its_sdk_takes(source: str, target: str) -> None:
     check = check_of(target)
     module, talk = FORMATS[source]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from letopis.ops.config.settings import AlertSettings, load_alerts
 from letopis.outbox.alerting.channels import Alert, AlertFailed, open_channels
-from letopis.outbox.config.settings import AlertSettings, load_alerts
 from letopis.store.errors import ConfigurationError
 from tests.support.webhook import Site, serve
 
@@ -116,12 +116,12 @@ def test_apprise_is_imported_only_where_it_is_used() -> None:
 
 
 def test_settings_come_from_the_command_line_then_the_environment_then_the_file() -> None:
-    table = {"channels": ["tgram://file/1"], "private": True, "language": "ru", "texts": "seed", "stuck_after": 60}
+    table = {"channels": ["tgram://file/1"], "private": True, "language": "ru", "texts": "failed", "stuck_after": 60}
     environ = {"LETOPIS_ALERTS": " https://a/ \n mailto://b ", "LETOPIS_ALERTS_PRIVATE": "0", "LETOPIS_LANGUAGE": "EN"}
 
     assert load_alerts({}, environ={}) == AlertSettings()
     assert load_alerts(table, environ={}) == AlertSettings(
-        channels=("tgram://file/1",), private=True, language="ru", style="seed", stuck_after=60.0
+        channels=("tgram://file/1",), private=True, language="ru", style="failed", stuck_after=60.0
     )
     found = load_alerts(table, environ=environ)
     assert (found.channels, found.private, found.language) == (("https://a/", "mailto://b"), False, "en")
@@ -146,7 +146,7 @@ def test_channels_may_lie_in_a_file_of_secrets(tmp_path: Path) -> None:
         ({"private": "yes"}, {}, "private must be true or false"),
         ({"stuck_after": 0}, {}, "between 1 and 86400"),
         ({"language": "de"}, {}, "one of en, ru"),
-        ({"texts": "rude"}, {}, "one of plain, seed"),
+        ({"texts": "rude"}, {}, "one of retrying, failed"),
         ({"channels": ["a"], "channels_file": "b"}, {}, "remove one"),
         ({"channels_file": "nowhere"}, {}, "cannot be read"),
         ({}, {"LETOPIS_ALERTS": "a", "LETOPIS_ALERTS_FILE": "b"}, "unset one"),

@@ -367,7 +367,7 @@ def test_what_follows_says_which_alert_and_which_attempt_it_is(
 def built(incident: IncidentRecord, recipient: str = "user:owner:1") -> Incident:
     """What a callback is given about an incident."""
     pending = PendingNotification(incident, recipient, a_notification(), "c", since=START, events=3)
-    return build_incident(pending, locale="ru", style="plain", promise=True)
+    return build_incident(pending, locale="ru", style="retrying", promise=True)
 
 
 @pytest.mark.parametrize(("recipient", "owner"), [("user:owner:a:b", "a:b"), ("user:conversation:c", None)])
@@ -397,7 +397,7 @@ def test_an_incident_says_the_truth_in_both_languages() -> None:
     skipped = replace(blocked, state=RESOLVED, outcome="skipped")
     assert "не удалось сохранить" in skipped.text()
     # The sentence that users of older bots know can be chosen, also where an operator is needed.
-    assert replace(stuck, style="seed").text() == replace(blocked, style="seed").text("ru-RU") == SEED
+    assert replace(stuck, style="failed").text() == replace(blocked, style="failed").text("ru-RU") == SEED
 
 
 @dataclass

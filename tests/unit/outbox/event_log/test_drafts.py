@@ -20,10 +20,12 @@ from letopis import Data, Event, File, History, InvalidInput, Limits, Message, O
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.drafts.writer_lock import WriterLock, writer_path
 from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.erasing import carry_out, erase_messages
 from letopis.outbox.event_log.statements import on_cursor
 from letopis.store.model.codec import encode
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.parts import Part
+from letopis.store.rules.erasure_plan import Cause, ErasurePlan
 from tests.support.platforms import open_descriptors, posix_only
 from tests.support.relays import sql
 from tests.support.sayings import present
@@ -42,8 +44,8 @@ def draft(message_id: str = "m", *, text: str = "so far", writer: str = "w", eve
 
 async def owe(outbox: OutboxFile, name: str, *, owner: str | None = None, writer: str = "w") -> None:
     """Have a reply wait to be confirmed; by its name it is the older, the earlier in the alphabet."""
-    of = {"event_id": UUID(int=ord(name[0])), "owner_id": owner, "writer": writer, "now_us": ord(name[0])}
-    await run(outbox, drafts.mark_unconfirmed, "c", name, **of)
+    draft = drafts.UnconfirmedDraft("c", name, UUID(int=ord(name[0])), owner, writer, ord(name[0]))
+    await run(outbox, drafts.mark_unconfirmed, draft)
 
 
 async def owed(outbox: OutboxFile, *owner: str) -> list[str]:
@@ -51,7 +53,10 @@ async def owed(outbox: OutboxFile, *owner: str) -> list[str]:
 
 
 async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
+    assert not await run(outbox, drafts.save, draft()), "it was never begun"
+    assert await run(outbox, drafts.begin, draft())
     assert await run(outbox, drafts.save, draft())
+    assert not await run(outbox, drafts.begin, draft(writer="another"))
     assert not await run(outbox, drafts.save, draft(text="other", writer="another"))
     assert not await run(outbox, drafts.save, draft(text="other", event_id=UUID(int=8)))
     await run(outbox, drafts.delete, "c", "m", UUID(int=8))
@@ -61,23 +66,23 @@ async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
 async def test_a_late_checkpoint_brings_no_draft_back(history: History) -> None:
     message = Message.assistant("whole")
     await history.append("c", message)
-    assert not await run(history.outbox, drafts.save, draft(message.id, event_id=message.event_id))
-    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted = 1")
-    assert not await run(history.outbox, drafts.save, draft("another"))
+    assert not await run(history.outbox, drafts.begin, draft(message.id, event_id=message.event_id))
+    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted_at = 1")
+    assert not await run(history.outbox, drafts.begin, draft("another"))
     assert await run(history.outbox, drafts.list_writers) == []
 
 
 async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:
     for name in ("a", "b"):
-        await run(outbox, drafts.save, draft(name))
+        await run(outbox, drafts.begin, draft(name))
         await owe(outbox, name)
 
-    await run(outbox, drafts.erase, "c", "a")
+    await run(outbox, erase_messages, "c", "a")
     assert await run(outbox, drafts.list_keys, "w") == [("c", "b")]
     assert await owed(outbox) == ["b"]
-    await run(outbox, drafts.erase, "another", None)
+    await run(outbox, carry_out, ErasurePlan(lane="another", cause=Cause.RESET))
     assert await run(outbox, drafts.list_writers) == ["w"]
-    await run(outbox, drafts.erase, "c", None)
+    await run(outbox, carry_out, ErasurePlan(lane="c", cause=Cause.RESET))
     assert await run(outbox, drafts.list_writers) == []
 
 

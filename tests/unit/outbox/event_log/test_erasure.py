@@ -3,30 +3,33 @@
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History, OutboxFile, Relay
-from letopis.outbox.event_log import effects, erasures
+from letopis.outbox.event_log import erasing, erasures
 from letopis.outbox.event_log.append_encoding import prepare
-from letopis.outbox.event_log.effects import count_unerased
-from letopis.outbox.event_log.erasures import HeldSubjects, carry_out_step, erase_messages
-from letopis.outbox.event_log.lookups import erases_owner
+from letopis.outbox.event_log.erasing import count_unerased
+from letopis.outbox.event_log.erasures import NOTHING_KNOWN, carry_out_step, erase_messages_of
+from letopis.outbox.event_log.held import HeldSubjects
+from letopis.outbox.event_log.lookups import left_of_erasure
 from letopis.outbox.event_log.statements import on_cursor
 from letopis.store import ConversationDeleted, ConversationStore, ConversationTrimmed, Message, StoreUnavailable
 from letopis.store.erasures import Erasure
 from letopis.store.model.events import utc_now
 from tests.support.relays import sql
+from tests.support.sayings import present
 
 STEP = 20
 LONG = 5 * STEP
-NO_HOLDS = HeldSubjects(frozenset(), frozenset())
+NO_HOLDS = HeldSubjects()
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effects, "MAX_ERASED_PER_TRANSACTION", STEP)
+    monkeypatch.setattr(erasing, "MAX_ERASED_PER_TRANSACTION", STEP)
     monkeypatch.setattr(erasures, "MAX_ERASED_PER_TRANSACTION", STEP)
 
 
@@ -56,7 +59,7 @@ async def test_an_acknowledgement_erases_as_much_whatever_the_length(history: Hi
     assert 0 < STEP - await history.outbox.read(erased) < 3  # the first event starts the conversation
     assert await history.outbox.read(count_unerased) == 1
     steps = 0
-    while await history.outbox.write(partial(on_cursor, work=effects.erase_delivered)):
+    while await history.outbox.write(partial(on_cursor, work=erasing.erase_delivered)):
         steps += 1
     assert steps == count // STEP
     assert (await history.outbox.read(erased), await history.outbox.read(count_unerased)) == (count, 0)
@@ -85,7 +88,7 @@ async def test_a_step_writes_as_much_however_many_conversations_wait(outbox: Out
 
     def step(connection: sa.Connection) -> int:
         changes = [connection.exec_driver_sql("SELECT total_changes()").scalar_one()]
-        assert on_cursor(connection, work=effects.erase_delivered)
+        assert on_cursor(connection, work=erasing.erase_delivered)
         changes.append(connection.exec_driver_sql("SELECT total_changes()").scalar_one())
         return changes[1] - changes[0]
 
@@ -99,9 +102,9 @@ async def test_a_trim_that_comes_again_leaves_nothing_to_erase(outbox: OutboxFil
     for _ in range(2):
         await outbox.append(prepare("c", [trim]))
         await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
-        await outbox.write(partial(on_cursor, work=effects.erase_delivered))
+        await outbox.write(partial(on_cursor, work=erasing.erase_delivered))
         await outbox.append(prepare("c", [Message.user("words of 2")]))
-        assert not await outbox.read(partial(erases_owner, owner="42")), "what is pending erases nothing"
+        assert await outbox.read(partial(left_of_erasure, owner="42")) == (0, 0), "what is pending erases nothing"
 
 
 def owner_erasure() -> partial[bool | None]:
@@ -113,6 +116,9 @@ def owner_erasure() -> partial[bool | None]:
         reason=None,
         requested_by=None,
         origin_id=None,
+        positions=(0,),
+        erasure_id=UUID(int=3),
+        answers=False,
         recorded_at=utc_now(),
     )
     return partial(carry_out_step, erasure=erasure, held=NO_HOLDS, incarnation=0, now_us=1)
@@ -121,20 +127,34 @@ def owner_erasure() -> partial[bool | None]:
 async def test_an_erasure_spares_what_is_said_between_its_steps(outbox: OutboxFile) -> None:
     await outbox.append(prepare("c", [Message.user(f"words of {number}") for number in range(STEP)], owner="42"))
     step = owner_erasure()
+    assert await outbox.write(partial(step, incarnation=1)) is None, "another relay has taken over"
     assert await outbox.write(step) is True
     await outbox.append(prepare("c", [Message.user("words after")], owner="42"))
     while await outbox.write(step):
         pass
 
-    assert await sql(outbox, "SELECT erasures, erasing FROM letopis_outbox_origin") == [(3, None)]
+    assert await sql(outbox, "SELECT number, state FROM letopis_outbox_erasures") == [(3, "carried_out")]
     assert await outbox.write(step) is False, "one that was carried out is not begun again"
     messages = "SELECT redacted FROM letopis_outbox_events WHERE type = 'message.appended' ORDER BY position"
     assert await sql(outbox, messages) == [(1,)] * STEP + [(0,)]
 
 
+async def test_an_erasure_spares_records_that_are_put_between_its_steps(history: History) -> None:
+    records = history.records(owner="42")
+    for number in range(2 * STEP):
+        await records.put(("notes",), f"key {number}", "words of")
+    step = owner_erasure()
+    assert await history.outbox.write(step) is True
+    await records.put(("notes",), "new", "stays")
+    while await history.outbox.write(step):
+        assert present(await records.get(("notes",), "new")).value == "stays"
+    assert [record.key for record in await records.list(("notes",))] == ["new"]
+    assert not kept(history.outbox)
+
+
 async def test_an_erasure_of_messages_is_left_to_the_relay_that_took_over(outbox: OutboxFile) -> None:
     await outbox.append(prepare("c", [Message.user("words of 1", id="m")]))
-    step = partial(erase_messages, message_ids={"c": ["m"]}, held=NO_HOLDS)
+    step = partial(erase_messages_of, message_ids={"c": ["m"]}, known=NOTHING_KNOWN, **owner_erasure().keywords)
     assert await outbox.write(partial(step, incarnation=1)) is None
     assert await outbox.read(erased) == 0
     assert await outbox.write(partial(step, incarnation=0)) is True

@@ -12,13 +12,13 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis import Message, OutboxFile, Retention
-from letopis.outbox.diagnostics.integrity import find_problems
+from letopis.ops.verify import find_problems
 from letopis.outbox.event_log.acknowledge import acknowledge
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position
 from letopis.outbox.event_log.retention import Pruner
-from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.identifiers import uuid7
+from letopis.store.ops.wal_format import scan_wal
 from tests.support.relays import say, sql
 
 TEXT = "what a person says, " * 45

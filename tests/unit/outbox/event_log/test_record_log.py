@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History, RecordPut
+from letopis.outbox import Bounds, History, RecordPut
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lanes import count_lanes, next_batch
@@ -119,7 +119,9 @@ async def test_changes_of_several_lanes_are_written_all_or_none(history: History
 
 
 async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
-    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, max_bytes=250_000) as history:
+    async with History(
+        tmp_path / "bot.outbox.db", relay=False, watch=False, bounds=Bounds(max_bytes=250_000)
+    ) as history:
         records = history.records(space="app")
         await records.put(CP, "large", bytes(MIB))
         async with history.transaction() as tx:

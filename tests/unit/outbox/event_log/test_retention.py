@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from letopis import OutboxFile, Retention
+from letopis import Message, OutboxFile, Retention
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner
+from letopis.store.rules.retention import ContentRetention
 from tests.support.relays import Hands, say, sql
 
 
@@ -58,6 +60,16 @@ async def test_what_is_pending_stays_whatever_its_age(outbox: OutboxFile, hands:
     assert await held(outbox, "c1") == list(range(4, 11))
 
 
+async def test_content_that_may_not_stay_longer_goes_though_it_is_among_the_last(
+    outbox: OutboxFile, hands: Hands
+) -> None:
+    await fill(outbox, "c1", 10, delivered=8)
+    hands.advance(2 * 86_400)
+    retention = Retention(keep_last=200, keep_for=timedelta(days=30), content=ContentRetention(max_age_days=1))
+    await round_of(outbox, Pruner(retention, outbox.now_us))
+    assert await held(outbox, "c1") == [9, 10]
+
+
 async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, hands: Hands) -> None:
     for number in range(12):
         await fill(outbox, f"c{number}", 30, delivered=30)
@@ -79,3 +91,15 @@ async def test_a_long_round_is_made_of_small_transactions(outbox: OutboxFile, ha
     assert sum(deleted) == pruner.pruned == 12 * 25
     for number in range(12):
         assert await held(outbox, f"c{number}") == [26, 27, 28, 29, 30]
+
+
+async def test_large_content_stays_with_the_last_event_that_shows_it(outbox: OutboxFile) -> None:
+    for _ in range(2):
+        await outbox.append(prepare("c", [Message.user("a picture " * 50_000)]))
+    kept, rows = [], "SELECT count(*) FROM letopis_outbox_contents"
+    for delivered in ("head - 1", "head"):
+        await sql(outbox, f"UPDATE letopis_outbox_lanes SET delivered = {delivered}")
+        await round_of(outbox, Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us))
+        kept += await sql(outbox, rows)
+
+    assert kept == [(1,), (0,)]

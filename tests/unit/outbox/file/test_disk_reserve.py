@@ -9,12 +9,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from letopis import ConversationStore, Message, OutboxFull
+from letopis.ops.doctor import check_location
 from letopis.outbox import Bounds, OutboxFile
-from letopis.outbox.diagnostics import check_location
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import count_lanes
 from letopis.outbox.file import limits as subject
@@ -24,6 +25,7 @@ from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.wal_checkpoint import readers_of
 from letopis.outbox.operations import status
 from tests.support.fix_disk import fill
+from tests.support.platforms import posix_only
 from tests.support.relays import DOWN, ToldStore, figures, relay_on, running, say, sql, until
 from tests.support.verdicts import assert_whole
 
@@ -207,6 +209,20 @@ def test_two_processes_make_one_reserve(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["bot.outbox.db.ballast"]
     assert first.release()
     assert not second.release()
+
+
+@posix_only("Windows has no statvfs")
+async def test_a_disk_that_reports_no_blocks_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4096))
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await outbox.append(prepare("c", [Message.user("hi")]))
+    assert await said(outbox) == 1
+    await outbox.close()
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=9, f_bavail=0, f_frsize=4096))
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    with pytest.raises(OutboxFull):
+        await outbox.append(prepare("c", [Message.user("full")]))
+    await outbox.close()
 
 
 def test_a_reserve_is_written_where_the_system_cannot_allocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from letopis.outbox.file.inspection import explained, outbox_path, read_file
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.pending_probe import PendingProbe
 from letopis.outbox.file.sqlite_errors import translate
+from letopis.outbox.history.append import Appender
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.transaction import transaction
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
@@ -358,9 +359,9 @@ TAKEN_AWAY: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def deliveries_of(outbox: OutboxFile) -> Deliveries:
-    store = ConversationStore(outbox.path.with_suffix(".history.db"))
-    return Deliveries(outbox, StoreGateway(store, breaker=lambda: None))
+def appender_of(outbox: OutboxFile) -> Appender:
+    gateway = StoreGateway(ConversationStore(outbox.path.with_suffix(".history.db")), breaker=lambda: None)
+    return Appender(outbox=outbox, gateway=gateway, deliveries=Deliveries(outbox, gateway), limits=DEFAULT_LIMITS)
 
 
 @posix_only("Windows removes no open file")
@@ -373,7 +374,7 @@ async def test_nothing_is_acknowledged_into_a_file_that_nobody_will_find(tmp_pat
         await (await OutboxFile.open(path)).close()
     outbox = await OutboxFile.open(path)
     await outbox.append(said())
-    deliveries = deliveries_of(outbox)
+    appender = appender_of(outbox)
     take_away(path)
     left = sorted(one.name for one in tmp_path.iterdir())
 
@@ -381,7 +382,7 @@ async def test_nothing_is_acknowledged_into_a_file_that_nobody_will_find(tmp_pat
         with pytest.raises(OutboxUnavailable, match=says):
             await outbox.append(said("is this kept?"))
         with pytest.raises(OutboxUnavailable, match=says):
-            async with transaction(outbox, deliveries, DEFAULT_LIMITS) as running:
+            async with transaction(appender) as running:
                 await running.append("c1", Message.user("and this?"))
 
     assert sorted(one.name for one in tmp_path.iterdir()) == left
@@ -394,7 +395,7 @@ async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_i
     outbox = await OutboxFile.open(path)
 
     async def torn() -> None:
-        async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS) as running:
+        async with transaction(appender_of(outbox)) as running:
             await running.append("c1", Message.user("hi"))
             path.with_name("bot.db-wal").unlink()
 
@@ -410,7 +411,7 @@ async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
 ) -> None:
     monkeypatch.setattr("letopis.store.database.sqlite.set_up", Mock(side_effect=sqlite_fault("SQLITE_IOERR")))
     with pytest.raises(OutboxUnavailable, match="input/output"):
-        async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS):
+        async with transaction(appender_of(outbox)):
             pass
 
 

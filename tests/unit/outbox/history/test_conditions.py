@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from letopis import ConversationGone, Event, EventIdReused, History, InvalidInput, Message, Receipt, VersionConflict
+from letopis import ConversationGone, Event, History, IdReused, InvalidInput, Message, Receipt, VersionConflict
 from letopis.store import (
     ConversationDeleted,
     ConversationRenamed,
@@ -117,7 +117,7 @@ async def test_a_retry_succeeds_although_the_conversation_moved_on_or_was_delete
     assert await held(history) == before
     # What Letopis notes is not part of the content.
     for what, metadata in ((Message.assistant("else", id=answer.id), {}), (answer, {"run": 2})):
-        with pytest.raises(EventIdReused):
+        with pytest.raises(IdReused):
             await history.append(CHAT, what, metadata=metadata, after=question)
 
     await history.append(CHAT, ConversationDeleted(reason="asked"))

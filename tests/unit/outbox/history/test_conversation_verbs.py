@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from letopis import Event, Held, History, InvalidInput, Message
-from letopis.outbox.history import _path as back
+from letopis.outbox.history import path as back
 from letopis.store import ConversationGone, ConversationStarted, Reaction, StoreUnavailable
+from tests.support.outboxes import open_apart
 from tests.support.relays import deliver_all
 from tests.support.sayings import present
 
@@ -23,6 +24,27 @@ async def path(history: History, name: str = "c1") -> list[str]:
     return [one.id for one in await history.messages(name)]
 
 
+@pytest.mark.parametrize("change", ["rename", "annotate", "tag"])
+async def test_conversation_that_is_not_there_is_not_described(history: History, tmp_path: Path, change: str) -> None:
+    def described(one: History, name: str) -> Any:
+        return getattr(one.chat(name), change)({"tea": "green"} if change == "annotate" else "tea")
+
+    await history.append("c1", *said("u1"))
+    await described(history, "c1")
+    await deliver_all(history)
+    with pytest.raises(InvalidInput, match="there is no such conversation"):
+        await described(history, "typo")
+    assert await history.chat("typo").conversation() is None
+    # What another outbox has begun is known to the store only.
+    async with open_apart(tmp_path / "other.outbox.db", store=history.store, relay=False, watch=False) as other:
+        await described(other, "c1")
+
+
+async def test_conversation_that_may_be_there_is_described_while_the_store_is_away(alone: History) -> None:
+    await alone.chat("unknown").rename("tea")
+    assert present(await alone.chat("unknown").conversation()).title == "tea"
+
+
 async def test_undo_of_the_first_message_leaves_none(history: History) -> None:
     chat = history.chat("c1")
     await history.append("c1", *said("u1", "a1"))
@@ -33,6 +55,30 @@ async def test_undo_of_the_first_message_leaves_none(history: History) -> None:
     await history.append("c1", *said("s0"))
     assert present(await chat.pop()).id == "s0"
     assert (await path(history), await chat.regenerate()) == ([], ())
+
+
+async def test_all_answers_to_a_question_come_in_order(history: History) -> None:
+    chat = history.chat("c1")
+
+    async def answers(question: str) -> list[list[str]]:
+        return [[message.id for message in answer] for answer in await chat.answers(question)]
+
+    await history.append("c1", *said("s0", "u0", "u1", "a1"))
+    await chat.regenerate()
+    await history.append("c1", *said("a2", "u2", "a3"))
+    await deliver_all(history)
+    await chat.undo()
+    assert await answers("u1") == [["a1"], ["a2"]], "not a third time, although a2 was on the path again"
+    await chat.rewind(to="u1")
+    await history.append("c1", *said("a4", "a5"))
+    await chat.pop()
+    await history.append("c1", *said("a6"))
+    assert await answers("u0") == await answers("u1") == [["a1"], ["a2"], ["a4", "a5"], ["a4", "a6"]]
+    assert (await answers("u2"), await answers("a1"), await answers("none")) == ([["a3"]], [], [])
+    assert [message.on_path for answer in await chat.answers("u1") for message in answer][-3:] == [False, True, True]
+    await chat.rewind(to=None)
+    await history.append("c1", *said("a7"))
+    assert await answers("u1") == [["a1"], ["a2"], ["a4", "a5"], ["a4", "a6"]]
 
 
 async def test_undo_while_the_store_is_away(alone: History) -> None:
@@ -184,3 +230,16 @@ async def test_a_reset_everywhere_without_the_store_writes_nothing(alone: Histor
     with pytest.raises(StoreUnavailable):
         await alone.chat("c1").reset(everywhere=True)
     assert len(await alone.chat("c1").events()) == 2
+
+
+async def test_a_redaction_of_what_an_author_on_hold_wrote_is_refused(history: History) -> None:
+    written = [Message.user("evidence", id=name, author="42") for name in ("stored", "pending")]
+    await history.append("c1", written[0], Message.user("free", id="free", author="7"), owner="43")
+    await deliver_all(history)
+    await history.append("c1", written[1])
+    await history.store.erasures.hold("owner", "42", reason="a court asked")
+    for name in ("stored", "pending"):
+        with pytest.raises(Held):
+            await history.chat("c1").redact("free", name)
+    assert [message.text for message in await history.messages("c1")] == ["evidence", "free", "evidence"]
+    await history.chat("c1").redact("free")

@@ -331,7 +331,7 @@ async def test_what_neither_store_nor_tail_hold_makes_a_page_incomplete(history:
     await prune(history, keep_last=2)
     assert len(await history.messages("c1")) == 4
     async with ConversationStore.open(tmp_path / "empty.db") as empty:
-        history._parts.gateway._store = empty
+        history._parts.gateway.store = empty
         page = await history.messages("c1")
 
     assert ([one.text for one in page], page.complete) == (["2", "3"], False)

@@ -196,7 +196,7 @@ async def test_operators_and_users_are_told_unless_it_only_reads(
         "channels": [channel],
         "on_stuck": told.append,
         "rules": Rules(hold=0.2, stuck_after=0.2, resolve_after=0.2),
-        "style": "seed",
+        "style": "failed",
         "locale": "ru",
     }
     async with History(tmp_path / "bot.outbox.db", watch=watch, **options) as history:

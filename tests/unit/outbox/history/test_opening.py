@@ -15,12 +15,21 @@ from typing import Any, TypeVar
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import BlockingHistory, History, Retention
+from letopis.outbox import BlockingHistory, Bounds, History, Retention
 from letopis.outbox.concurrency.home_loop import LoopEnded
 from letopis.outbox.history.options import Options
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import InEventLoop
-from letopis.store import Closed, ConfigurationError, ConversationStore, InvalidInput, Message, OutboxUnavailable
+from letopis.store import (
+    Closed,
+    ConfigurationError,
+    ConversationStore,
+    InvalidInput,
+    Message,
+    OutboxUnavailable,
+    components,
+)
+from letopis.store.database.migrations import ALEMBIC_LOCK
 from tests.support.platforms import open_descriptors, own_threads
 
 T = TypeVar("T")
@@ -311,6 +320,16 @@ def test_a_loop_that_ends_lets_its_tasks_append_their_last(tmp_path: Path) -> No
     assert asyncio.run(said()) == [["0", "1", "2", "3", "4"]] * 3
 
 
+def test_a_loop_that_ends_before_the_opening_began_is_not_waited_for(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+
+    async def main() -> asyncio.Task[None]:
+        return asyncio.create_task(history.prepare())
+
+    assert asyncio.run(main()).cancelled()
+    asyncio.run(history.close())
+
+
 def test_the_other_loop_opens_again_when_the_first_has_ended(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
     with another_loop() as run:
@@ -381,6 +400,28 @@ def test_a_loop_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
 
     later = History(tmp_path / "bot.outbox.db", relay=False)
     assert asyncio.run(last_texts(later)) == ["first", "second"]
+
+
+def test_a_loop_that_stands_still_in_a_migration_keeps_no_other_file_from_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, right = asyncio.new_event_loop(), components.upgrade
+
+    def upgrade(*args: Any, **options: Any) -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        right(*args, **options)
+
+    monkeypatch.setattr(components, "upgrade", upgrade)
+    store = ConversationStore(tmp_path / "history.db", migrate=True)
+    preparing = loop.create_task(store.prepare())
+    loop.run_forever()
+    assert not preparing.done()
+
+    assert ALEMBIC_LOCK.acquire(timeout=SOON)
+    ALEMBIC_LOCK.release()
+    loop.run_until_complete(preparing)
+    loop.run_until_complete(store.close())
+    loop.close()
 
 
 async def test_histories_on_one_file_share_one_outbox(tmp_path: Path) -> None:
@@ -459,7 +500,13 @@ async def test_other_options_are_refused_and_left_out_ones_are_taken(tmp_path: P
     one = History(tmp_path / "bot.outbox.db", store=tmp_path / "s.db", retention=Retention(keep_last=5))
     await one.append("c1", Message.user("hi"))
 
-    wrong = {"retention": Retention(keep_last=6), "relay": False, "watch": False, "on_stuck": print, "max_events": 7}
+    wrong = {
+        "retention": Retention(keep_last=6),
+        "relay": False,
+        "watch": False,
+        "on_stuck": print,
+        "bounds": Bounds(max_events=7),
+    }
     for name, value in (*wrong.items(), ("own_thread", True), ("store", tmp_path / "other.db"), ("store", store)):
         other = History(tmp_path / "bot.outbox.db", **{name: value})  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match=f"another value of {name}"):

@@ -9,7 +9,7 @@ from unittest.mock import AsyncMock
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History, Relay, Selection
+from letopis.outbox import History, Receipt, Relay, Selection
 from letopis.outbox.event_log.acknowledge import block_lane
 from letopis.outbox.event_log.lanes import find_lane
 from letopis.outbox.operations.pending_events import list_pending
@@ -59,6 +59,43 @@ async def test_a_receipt_speaks_of_all_its_events(history: History) -> None:
     assert not await receipt.saved(timeout=0.05)
     await Relay(history.outbox, history.store, batch=3).drain_once()
     assert await receipt.saved(timeout=60)
+
+
+async def set_aside(history: History, receipt: Receipt) -> None:
+    """Mark the first event of an append as set aside by the store."""
+    mark = f"INSERT INTO letopis_outbox_superseded VALUES ('c1', 1, x'{receipt.event_ids[0].hex}', 0, 1)"
+    await sql(history.outbox, mark)
+
+
+async def test_one_event_that_was_set_aside_is_enough(history: History) -> None:
+    receipt = await history.append("c1", Message.user("1"), Message.user("2"), Message.user("3"))
+    await deliver_all(history)
+    assert await receipt.saved(timeout=0) and not await receipt.superseded(timeout=0)
+    await set_aside(history, receipt)
+    assert not await receipt.saved(timeout=0) and await receipt.superseded(timeout=0)
+
+
+async def test_what_was_set_aside_is_told_without_the_store(history: History, monkeypatch: Any) -> None:
+    """A pruned event of a caller's transaction is asked for in the store, unless a mark says what became of it."""
+    async with history.outbox.engine.begin() as connection:
+        receipt = await history.append_in(connection, "c1", Message.user("kept"))
+    await deliver_all(history)
+    await prune(history, keep_last=0)
+    await set_aside(history, receipt)
+    with monkeypatch.context() as patch:
+        patch.setattr(history._parts.gateway, "read", AsyncMock(return_value=None))
+        assert await receipt.superseded(timeout=0)
+
+
+async def test_draining_goes_on_while_something_can_be_delivered(history: History) -> None:
+    await history.append("c1", Message.user("blocked"))
+    await history.append("c2", Message.user("delivered"))
+    await history.outbox.write(_block)
+    waiting = asyncio.ensure_future(history.drained(timeout=20))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await Relay(history.outbox, history.store).drain()
+    assert not await asyncio.wait_for(waiting, 10)  # at once: what is left waits for an operator
 
 
 async def test_waiting_ends_with_the_history(tmp_path: Path) -> None:

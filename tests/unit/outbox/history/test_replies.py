@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +17,26 @@ import pytest
 import sqlalchemy as sa
 
 from letopis import Closed, History, Limits, Message, OutboxFull, Reasoning, Reply, Text, ToolCall, Unconfirmed
+from letopis.outbox import Relay
 from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maintenance
 from letopis.outbox.event_log import drafts
-from letopis.store import ConversationDeleted, ConversationGone, Delivery, EventIdReused, InvalidInput, MessageSent
+from letopis.outbox.event_log.statements import on_cursor
+from letopis.store import (
+    ConversationDeleted,
+    ConversationGone,
+    ConversationRewound,
+    Delivery,
+    IdReused,
+    InvalidInput,
+    MessageRedacted,
+    MessageSent,
+)
 from letopis.store.model.identifiers import uuid7
 from tests.support.outboxes import open_apart
 from tests.support.pages import programs
 from tests.support.paths import ROOT
 from tests.support.relays import sql, until
-from tests.support.sayings import present
+from tests.support.sayings import occurs, present
 
 
 def opened(tmp_path: Path, **options: Any) -> History:
@@ -137,7 +150,7 @@ async def test_checkpoints_keep_their_distance(history: History) -> None:
     async with history.reply("c", every=None) as without:
         await without.add("first")
         await history.append("another", Message.user("time passes"))
-        assert await kept(history) == []
+        assert await kept(history) == [""]
     assert [one.text for one in await history.messages("c")] == ["first second", "first"]
 
 
@@ -159,6 +172,29 @@ async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: H
     assert await said(history, "d") == [("Hello", False)]
 
 
+@types.coroutine
+def interrupted_at(
+    steps: list[int], coroutine: Coroutine[Any, Any, None], cancel: Callable[[], object]
+) -> Generator[Any, Any, None]:
+    """Runs `coroutine` and calls `cancel` when it waits at the n-th time, for each n of `steps`: no clock decides."""
+    waits = 0
+    resume: Callable[[], Any] = partial(coroutine.send, None)
+    while True:
+        try:
+            future = resume()
+        except StopIteration:
+            return
+        waits += 1
+        if waits in steps:
+            asyncio.get_running_loop().call_soon(cancel)
+        try:
+            result = yield future
+        except BaseException as error:
+            resume = partial(coroutine.throw, error)
+        else:
+            resume = partial(coroutine.send, result)
+
+
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_cancellation_at_any_moment_loses_nothing(history: History, seed: int) -> None:
     """By asyncio and by anyio, while it is written, while it is finished, and twice."""
@@ -173,20 +209,22 @@ async def test_a_cancellation_at_any_moment_loses_nothing(history: History, seed
                 await asyncio.sleep(0)
             await reply.finish(tokens=3)
 
-    async def in_scope(name: str, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await speak(name)
+    async def in_scope(name: str, steps: list[int]) -> None:
+        with anyio.CancelScope() as scope:
+            await interrupted_at(steps, speak(name), scope.cancel)
+
+    async def in_task(name: str, steps: list[int]) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        await interrupted_at(steps, speak(name), this.cancel)
 
     for number in range(60):
-        name, seconds = f"c{number}", chance.uniform(0, 0.006)
+        first = chance.randrange(1, 40)
+        steps = [first, first + chance.randrange(1, 4)][: chance.choice((1, 2))]
         if number % 2:
-            await in_scope(name, seconds)
-            continue
-        task = asyncio.create_task(speak(name))
-        for _ in range(chance.choice((1, 2))):
-            await asyncio.sleep(seconds)
-            task.cancel()
-        await asyncio.wait((task,))
+            await in_scope(f"c{number}", steps)
+        else:
+            await asyncio.wait((asyncio.create_task(in_task(f"c{number}", steps)),))
 
     cut = 0
     for name, text in said.items():
@@ -245,7 +283,7 @@ async def test_a_reply_that_could_not_be_appended_is_refused_before_it_is_writte
     tmp_path: Path, history: History
 ) -> None:
     await history.append("c", Message.user("hi", id="taken"), owner="42")
-    with pytest.raises(EventIdReused, match="'taken' already holds"):
+    with pytest.raises(IdReused, match="'taken' already holds"):
         await history.reply("c", message_id="taken").__aenter__()
     with pytest.raises(InvalidInput, match="another owner"):
         await history.reply("c", owner="another").__aenter__()
@@ -257,7 +295,7 @@ async def test_a_reply_that_could_not_be_appended_is_refused_before_it_is_writte
             for message_id in ("mine", "theirs"):
                 with pytest.raises(InvalidInput, match="another reply is being written"):
                     await history.reply("c", message_id=message_id).__aenter__()
-    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted = 1")
+    await sql(history.outbox, "UPDATE letopis_outbox_lanes SET deleted_at = 1")
     with pytest.raises(ConversationGone):
         await history.reply("c").__aenter__()
 
@@ -336,6 +374,73 @@ async def test_a_conversation_that_is_deleted_takes_the_reply_along(history: His
     assert history._parts.replies.writing == {}
 
 
+@pytest.mark.parametrize("every", [0, None])
+async def test_a_reply_whose_message_is_redacted_meanwhile_ends(history: History, every: float | None) -> None:
+    with pytest.raises(Closed, match="erased"):  # noqa: PT012 - the end of the block is part of it
+        async with history.reply("c", message_id="m", every=every) as reply:
+            await reply.add("secret")
+            if every is not None:
+                await until(lambda: reply.kept == 6)
+            await history.append("c", MessageRedacted(message_id="m"))
+            assert await kept(history) == []
+            with pytest.raises(Closed, match="erased"):
+                await reply.finish()
+    assert (await kept(history), await history.unconfirmed()) == ([], ())
+    assert history._parts.replies.writing == {}
+    assert not occurs("secret", history.outbox.path)
+
+
+async def test_a_reply_that_a_transaction_erases_is_not_finished_in_it(history: History) -> None:
+    with pytest.raises(Closed, match="erased"):  # noqa: PT012 - the end of the block is part of it
+        async with history.reply("c") as reply:
+            await reply.add("secret")
+            async with history.transaction() as tx:
+                await tx.append("c", ConversationRewound(erase=True), Message.user("goes on"))
+                with pytest.raises(Closed, match="erased"):
+                    await tx.finish(reply)
+    assert await said(history) == [("goes on", False)]
+    assert not occurs("secret", history.outbox.path)
+
+
+async def test_a_reply_of_which_nothing_was_saved_leaves_no_trace(tmp_path: Path) -> None:
+    async with opened(tmp_path) as history:
+        async with history.reply("c", message_id="m"):
+            assert await kept(history) == [""]
+        assert await kept(history) == []
+        await history.reply("c", message_id="m").__aenter__()
+        died(history)
+        async with opened(tmp_path) as other:
+            assert (await kept(other), list(await other.messages("c"))) == ([], [])
+
+
+async def test_a_reply_that_begins_in_a_transaction_or_without_room_goes_on(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with history.transaction():
+        block = history.reply("c", every=0)
+        inside = await block.__aenter__()
+    monkeypatch.setattr(history.outbox.gate, "check_room", full())
+    async with history.reply("c") as without_room:
+        monkeypatch.undo()
+        await without_room.add("first")
+    await inside.add("second")
+    await until(lambda: inside.kept == 6)
+    await block.__aexit__(None, None, None)
+    assert await said(history) == [("first", False), ("second", False)]
+    assert await kept(history) == []
+
+
+async def test_text_that_may_be_erased_elsewhere_is_not_shown(tmp_path: Path) -> None:
+    """Of a saved reply, only the history store knows."""
+    async with opened(tmp_path, store=tmp_path / "history.db") as history:
+        saved = await write(history, "saved")
+        await Relay(history.outbox, history.store).drain()
+    async with opened(tmp_path, store=tmp_path / "elsewhere" / "history.db", read_timeout=0.5) as history:
+        pending = await write(history, "pending")
+        shown = {waiting.message_id: waiting.message for waiting in await history.unconfirmed()}
+    assert shown == {saved.message_id: None, pending.message_id: Message.assistant("pending", id=pending.message_id)}
+
+
 async def test_a_draft_of_the_living_is_nobody_elses_affair(tmp_path: Path) -> None:
     async with opened(tmp_path) as history, history.reply("c", every=0) as reply:
         await reply.add("Hello")
@@ -369,7 +474,7 @@ async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> 
         assert await kept(other) == []
         # The one that was taken for dead finds that its place is taken, and doubles nothing.
         for block in blocks:
-            with pytest.raises(EventIdReused):
+            with pytest.raises(IdReused):
                 await block.__aexit__(None, None, None)
         assert len(list(await other.messages("c"))) == 10
 
@@ -377,7 +482,7 @@ async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> 
 async def test_a_bad_draft_stays_and_holds_up_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def draft(name: str, data: str, *, owner: str | None = None) -> Callable[[sa.Connection], bool]:
         one = drafts.Draft(name, "m", uuid7(), owner, data, "0" * 32, started_at=1, updated_at=1_700_000_000_000_000)
-        return lambda connection: drafts.save(connection.connection.cursor(), one)
+        return lambda connection: all(on_cursor(connection, work, one) for work in (drafts.begin, drafts.save))
 
     async with opened(tmp_path) as history:
         await history.append("b", Message.user("hi"), owner="42")

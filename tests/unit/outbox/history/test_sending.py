@@ -11,13 +11,22 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from letopis import History, SendRefused, Unconfirmed, UnsentReply
+from letopis import History, Message, SendRefused, Unconfirmed, UnsentReply
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.history._sending import LIVE_SENDING_SECONDS, MAX_CALLS, Resender
 from letopis.outbox.history.options import Options
-from letopis.store import Delivery, InvalidInput, MessageSent, OutboxUnavailable
+from letopis.outbox.history.sending import LIVE_SENDING_SECONDS, MAX_CALLS, Resender
+from letopis.store import (
+    ConversationRenamed,
+    ConversationRewound,
+    Delivery,
+    InvalidInput,
+    MessageAppended,
+    MessageSent,
+    OutboxUnavailable,
+)
 from tests.support.outboxes import open_apart
-from tests.support.relays import Hands, until
+from tests.support.relays import Hands, deliver_all, until
+from tests.support.victim import WAYS, append_reply
 from tests.unit.outbox.history.test_replies import died, write
 
 DAY = 86_400.0
@@ -29,6 +38,7 @@ class Platform:
     def __init__(self) -> None:
         self.calls: list[UnsentReply] = []
         self.answers: deque[Any] = deque()
+        self.failing: set[str] = set()  # texts that it refuses once
         self.busy = asyncio.Event()
         self.busy.set()
 
@@ -36,6 +46,9 @@ class Platform:
         self.calls.append(reply)
         answer = self.answers.popleft() if self.answers else {"telegram": len(self.calls)}
         await self.busy.wait()
+        if reply.message.text in self.failing:
+            self.failing.remove(reply.message.text)
+            raise ConnectionError
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -115,20 +128,76 @@ async def test_reply_of_a_dead_process_is_sent_and_confirmed(bot: Bot) -> None:
     assert len(bot.platform.calls) == 1
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_message_to_confirm_is_sent_however_it_was_appended(bot: Bot, way: str) -> None:
+    key, message_id = await append_reply(bot.history, "c", "Hello", way)
+    await append_reply(bot.history, "c", "sent", way)
+    [first, second] = await bot.history.unconfirmed(owner="42")
+    assert (first.message, first.abandoned) == (Message.assistant("Hello", id=message_id), False)
+    await bot.history.chat("c").sent(second.message_id)
+
+    died(bot.history)
+    await bot.step()
+
+    assert [(reply.idempotency_key, reply.message.text) for reply in bot.platform.calls] == [(key, "Hello")]
+    assert await bot.history.unconfirmed() == ()
+
+
+async def test_append_marks_what_the_assistant_says_once_and_only_if_it_commits(bot: Bot) -> None:
+    answer = Message.assistant("A leaf.", id="a")
+    turn: Any = (
+        Message.user("What is tea?", id="q"),
+        MessageAppended(message=answer),
+        ConversationRenamed(title="Tea"),
+    )
+    await bot.history.append("c", *turn, confirm=True)
+    assert [reply.message_id for reply in await bot.history.unconfirmed()] == ["a"]
+    await bot.history.chat("c").sent("a")
+    await bot.history.append("c", *turn[:2], Message.assistant("More.", id="b"), confirm=True)  # of which two are there
+    assert [reply.message_id for reply in await bot.history.unconfirmed()] == ["b"]
+    # What ends in the append that it is written in.
+    await bot.history.append("c", Message.assistant("x", id="x"), MessageSent(message_id="x"), confirm=True)
+    gone = (Message.assistant("y", id="y"), ConversationRewound(erase=True), Message.assistant("z", id="z"))
+    await bot.history.append("c", *gone, confirm=True)
+    assert [reply.message_id for reply in await bot.history.unconfirmed()] == ["z"]
+
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the end of the block is part of it
+        async with bot.history.transaction() as tx:
+            await tx.append("c", Message.assistant("never"), confirm=True)
+            raise ZeroDivisionError
+    async with bot.history.outbox.engine.begin() as connection:
+        await bot.history.append_in(connection, "c", Message.assistant("own", id="own"), confirm=True)
+    assert [reply.message_id for reply in await bot.history.unconfirmed()] == ["z", "own"]
+
+
+@pytest.mark.parametrize(
+    ("message", "options", "reason"),
+    [
+        (Message.user("hi"), {"confirm": True}, "needs a message of the assistant"),
+        (Message.assistant("hi"), {"confirm": "store"}, "in_store=True waits"),
+        (Message.assistant("hi"), {"in_store": "yes"}, "must be True or False"),
+    ],
+)
+async def test_what_cannot_be_confirmed_is_refused(bot: Bot, message: Message, options: Any, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        await bot.history.append("c", message, **options)
+    assert [*await bot.history.messages("c")] == []
+
+
 async def test_replies_of_a_conversation_go_in_order_and_others_do_not_wait(bot: Bot) -> None:
     await bot.write("c", "one", "two")
     await bot.write("d", "other")
     [three] = await bot.write("c", "three")
     died(bot.history)
-    bot.platform.answers.append(ConnectionError())
+    bot.platform.failing.add("one")
 
     seconds = await bot.step()
-    assert bot.platform.texts == ["one", "other"]
+    assert sorted(bot.platform.texts) == ["one", "other"]  # at the same time
     assert seconds == 1
 
     await bot.history.chat("c").sent(three)  # by the bot itself, which comes first
     await bot.forward(1)
-    assert bot.platform.texts == ["one", "other", "one", "two"]
+    assert bot.platform.texts[2:] == ["one", "two"]
     assert await bot.history.unconfirmed() == ()
 
 
@@ -236,6 +305,19 @@ async def test_message_is_sent_as_it_is_now_and_only_while_it_is_shown(bot: Bot)
     assert bot.platform.texts == ["anew"]
     assert [(told.message_id, told.failure) for told in bot.told] == [(undone, "no longer part of the conversation")]
     assert await bot.history.unconfirmed() == ()
+
+
+async def test_a_reply_that_was_redacted_through_another_outbox_is_not_sent(bot: Bot, tmp_path: Path) -> None:
+    """This file still holds its text: it would be sent, or an empty message in its place."""
+    [message_id] = await bot.write("c", "gone elsewhere")
+    await deliver_all(bot.history)
+    async with open_apart(tmp_path / "other.outbox.db", store=bot.history.store, relay=False, watch=False) as other:
+        await other.chat("c").redact(message_id)
+        await deliver_all(other)
+    died(bot.history)
+    await bot.step()
+    assert bot.platform.calls == []
+    assert [told.failure for told in bot.told] == ["no longer part of the conversation"]
 
 
 async def test_reply_that_is_being_sent_is_waited_for(bot: Bot, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from letopis.console.i18n import language
 from letopis.console.stuck_lanes import list_stuck
 from letopis.console.verdict import verdict as console_verdict
+from letopis.ops.cli.health import _check_files as check_files
 from letopis.outbox import History
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
-from letopis.outbox.cli.health import _check_files as check_files
 from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.messages import Message

@@ -16,12 +16,12 @@ from letopis.outbox.pending_reads.active_conversation import Activation, Pending
 from letopis.outbox.pending_reads.merge import (
     AlreadyDelivered,
     last_event_at,
+    left_on_path,
     may_inherit,
     merge_conversation,
     merge_events,
     merge_messages,
     merge_newest_events,
-    path_bound,
     place_of,
 )
 from letopis.outbox.pending_reads.merge_listing import ListingKey, PendingKeys, merge_list
@@ -123,7 +123,7 @@ def test_a_rewind_that_was_delivered_in_between_cuts_nothing_off_that_came_after
     slice_ = pending((3, back("a")), (4, say("d")))
     there = replace(view("a"), sequence=5, version=5)
     beyond = replace(there, messages=(stored(1, "a"), stored(4, "d"), stored(5, "e")))
-    assert path_bound(slice_, beyond) is None
+    assert left_on_path(slice_, beyond) == (0, None)
     assert texts(merged(slice_, beyond)) == ["a", "d", "e"]
 
 
@@ -134,7 +134,7 @@ def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
     slice_ = pending((4, back("a")), (5, say("d")))
     there = view("a", "b", "c", places=PLACES)
     assert slice_.names == {"a", "d"}
-    assert path_bound(slice_, there) == 1
+    assert left_on_path(slice_, there) == (0, 1)
     assert texts(merged(slice_, replace(there, messages=(stored(1, "a"),)), last=5)) == ["a", "d"]
     found = present(merge_conversation(slice_, there, upcasters=NO_UPCASTERS))
     assert (found.message_count, found.pending) == (2, 2)
@@ -153,19 +153,19 @@ def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
 )
 def test_what_cuts_the_path(bodies: list[Body], bound: int | None) -> None:
     slice_ = pending((4, say("pending")), *enumerate(bodies, 5))
-    assert path_bound(slice_, view("a", "b", "c", places=PLACES)) == bound
+    assert left_on_path(slice_, view("a", "b", "c", places=PLACES)) == (0, bound)
 
 
 def test_a_rewind_into_what_a_fork_inherits_takes_all_of_its_own_off_the_path() -> None:
     slice_ = pending((3, back("inherited")), (4, say("d")))
     fork = view("a", "b", inherits=True)
-    assert path_bound(slice_, fork) == 0
+    assert left_on_path(slice_, fork) == (0, 0)
     assert texts(merged(slice_, replace(fork, messages=()))) == ["d"]
 
 
 def test_a_rewind_that_came_too_late_cuts_nothing() -> None:
     slice_ = pending((3, back(None)), (4, say("d")), conflicts={3: Conflict(expected=1, actual=2)})
-    assert path_bound(slice_, view("a", "b")) is None
+    assert left_on_path(slice_, view("a", "b")) == (0, None)
     assert texts(merged(slice_, view("a", "b"))) == ["a", "b", "d"]
 
 
@@ -206,7 +206,7 @@ def test_up_to_an_event_means_not_beyond_it() -> None:
     slice_ = pending((2, say("b")), (3, say("c")), (4, back("a")))
     page = merge_messages(slice_, view("a"), Window(), upcasters=NO_UPCASTERS, upto=2)
     assert texts(page) == ["a", "b"]
-    assert path_bound(slice_, view("a"), upto=3) is None
+    assert left_on_path(slice_, view("a"), upto=3) == (0, None)
     with pytest.raises(AlreadyDelivered):
         merge_messages(slice_, view("a", "b"), Window(), upcasters=NO_UPCASTERS, upto=2)
     with pytest.raises(AlreadyDelivered):

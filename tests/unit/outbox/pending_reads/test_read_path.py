@@ -32,9 +32,9 @@ from letopis.store import (
     StoreFault,
 )
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.outbox_access import OutboxAccess
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.runtime import StoreRuntime
 from tests.support.outboxes import prune
 from tests.support.relays import deliver_all, lane, say, sql
 from tests.support.sayings import change, present
@@ -52,15 +52,15 @@ async def history(tmp_path: Path, store_url: str) -> AsyncIterator[History]:
 def between(monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> list[int]:
     """Have something happen once, between the look into the file and the question to the store."""
     asked: list[int] = []
-    view = OutboxAccess.view
+    view = StoreRuntime.view
 
-    async def later(self: OutboxAccess, query: ViewQuery) -> StoreView:
+    async def later(self: StoreRuntime, query: ViewQuery) -> StoreView:
         asked.append(1)
         if len(asked) == 1:
             await event()
         return await view(self, query)
 
-    monkeypatch.setattr(OutboxAccess, "view", later)
+    monkeypatch.setattr(StoreRuntime, "view", later)
     return asked
 
 
@@ -128,14 +128,14 @@ async def test_an_activation_delivered_meanwhile_counts(history: History, monkey
         await history.start("42", conversation_id=name)
     await deliver_all(history)
     await history.chat("old").activate()
-    past = OutboxAccess.snapshot
+    past = StoreRuntime.snapshot
 
-    async def delivered_before(self: OutboxAccess, read: Any) -> Any:
+    async def delivered_before(self: StoreRuntime, read: Any) -> Any:
         await deliver_all(history)
         await prune(history, keep_last=0)
         return await past(self, read)
 
-    monkeypatch.setattr(OutboxAccess, "snapshot", delivered_before)
+    monkeypatch.setattr(StoreRuntime, "snapshot", delivered_before)
 
     assert present(await history.active("42", create=False)).conversation_id == "old"
 
@@ -209,7 +209,7 @@ async def test_a_store_that_answers_a_process_that_was_suspended_is_in_time(
 ) -> None:
     loop, store = asyncio.get_running_loop(), ConversationStore(f"sqlite:///{tmp_path / 'history.db'}")
 
-    async def suspended(_: ConversationStore) -> str:
+    async def suspended() -> str:
         patch.setattr(loop, "time", lambda real=loop.time: real() + 3_600)
         for _ in range(10):
             await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 """How the retention of content shares a relay's time."""
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,14 +13,13 @@ import pytest
 from letopis.outbox import OutboxFile
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.operations.status import read_status
-from letopis.outbox.relay.content_retention import ContentTrimmer
+from letopis.outbox.relay import content_retention
+from letopis.outbox.relay.content_retention import CheckpointPruner, ContentTrimmer, Pruned, RetentionSettings
 from letopis.outbox.relay.idle_work import LOOK_INTERVAL_SECONDS, StoreTasks
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.outcome import RelayStats
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ContentRetention, ConversationStore
-from letopis.store.maintenance.due_checkpoints import FIRST_PLACE, CheckpointPlace, DueCheckpoints
-from letopis.store.rules.retention import RetentionRule
 from tests.support.relays import Hands, Lingering, ToldStore, relay_on, running, say, until
 
 STORE = UUID(int=1)
@@ -30,7 +30,13 @@ CONTENT, CHECKPOINTS = ContentRetention(max_age_days=30), ContentRetention(check
 async def trimmer(outbox: OutboxFile, tmp_path: Path, hands: Hands) -> AsyncIterator[ContentTrimmer]:
     clock = Clock(now=hands.now, monotonic=hands.monotonic)
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        yield ContentTrimmer(outbox, store, clock, retention=CHECKPOINTS, stats=RelayStats())
+        yield ContentTrimmer(outbox, store, clock, settings=RetentionSettings(CONTENT), stats=RelayStats())
+
+
+@pytest.fixture
+async def pruner(outbox: OutboxFile, hands: Hands) -> CheckpointPruner:
+    clock, store = Clock(now=hands.now, monotonic=hands.monotonic), cast("ConversationStore", ToldStore())
+    return CheckpointPruner(outbox, store, clock, settings=RetentionSettings(CHECKPOINTS), stats=RelayStats())
 
 
 @pytest.mark.parametrize("rests", [True, False])
@@ -41,7 +47,7 @@ async def test_a_running_relay_rests_as_its_steps_take_and_one_that_drains_does_
         hands.advance(0.02)
         return True
 
-    trimmer.retention, trimmer.rests = CONTENT, rests
+    trimmer._settings.rests = rests
     monkeypatch.setattr(trimmer, "_trim", trim)
     assert trimmer.due(STORE) and await trimmer.step(STORE)
     # Its events are delivered meanwhile, and the tasks of the store carried out.
@@ -59,9 +65,9 @@ async def test_a_relay_that_runs_rests_and_one_that_drains_does_not(outbox: Outb
     async with ConversationStore.open(f"sqlite:///{tmp_path / 'history.db'}") as store:
         relay = Relay(outbox, store, retention=CONTENT)
         await relay.drain()
-        assert not relay._dispatcher.trimmer.rests
+        assert not relay._dispatcher.retention.rests
         async with running(relay):
-            await until(lambda: relay._dispatcher.trimmer.rests)
+            await until(lambda: relay._dispatcher.retention.rests)
 
 
 async def test_a_round_is_begun_once_an_hour_however_often_the_relay_is_idle(
@@ -69,7 +75,7 @@ async def test_a_round_is_begun_once_an_hour_however_often_the_relay_is_idle(
 ) -> None:
     relay = relay_on(outbox, ToldStore(), hands=hands, retention=CONTENT)
     rounds = AsyncMock(return_value=False)
-    monkeypatch.setattr(relay._dispatcher.trimmer, "_trim", rounds)
+    monkeypatch.setattr(relay._dispatcher.idle_chores[0], "_trim", rounds)
     await say(outbox, "a")
     for hours in (1, 2):
         for _ in range(5):
@@ -78,39 +84,44 @@ async def test_a_round_is_begun_once_an_hour_however_often_the_relay_is_idle(
         hands.advance(3_600)
 
 
-async def test_a_round_prunes_checkpoints_from_the_first_page_to_the_last(
-    outbox: OutboxFile, trimmer: ContentTrimmer, monkeypatch: pytest.MonkeyPatch
+async def test_a_round_prunes_each_thread_and_counts(
+    outbox: OutboxFile, pruner: CheckpointPruner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    second = (1, STORE)
-    pages = list[CheckpointPlace]()
-    due = DueCheckpoints(conversation_id="a", namespace=("n",), rule=RetentionRule(checkpoints_last=1), put_after=None)
+    caplog.set_level(logging.INFO)
 
-    async def page(_: object, place: CheckpointPlace) -> tuple[Sequence[DueCheckpoints], CheckpointPlace | None]:
-        pages.append(place)
-        return [due], second if place == FIRST_PLACE else None
+    async def prune(*_: object, dry_run: bool = False) -> AsyncIterator[Pruned]:
+        for name in ("a", "b"):
+            yield Pruned(name, ("n",), "default", 3)
 
-    trimmer.prune = AsyncMock(return_value=3)
-    monkeypatch.setattr(trimmer._store.outbox_access, "due_checkpoints", page)
+    monkeypatch.setattr(content_retention, "prune_checkpoints", prune)
     lease = Lease(outbox, clock=Clock(), holder="relay")
     assert await lease.acquire()
-    while await trimmer.step(None):
-        assert len(pages) <= 2
+    pruner._settings.rules = CONTENT
+    assert not pruner.due(STORE)
+    pruner._settings.rules = CHECKPOINTS
+    assert pruner.due(STORE)
+    assert [await pruner.step(STORE) for _ in range(3)] == [True, True, False]
     await lease.release()
-    assert pages == [FIRST_PLACE, second]
+    assert not pruner.due(STORE)
+    assert "retention deleted 6 checkpoints" in caplog.text
     assert (await outbox.read(partial(read_status, now_us=outbox.now_us()))).retention.checkpoints == 3 + 3
 
 
-async def test_a_page_of_checkpoints_has_ended_when_the_trimmer_is_closed(
-    trimmer: ContentTrimmer, monkeypatch: pytest.MonkeyPatch
+async def test_pruning_has_ended_when_the_chore_is_closed(
+    pruner: CheckpointPruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it goes on beside the next relay, in a file that is being closed."""
-    page = Lingering()
-    trimmer.prune = AsyncMock()
-    monkeypatch.setattr(trimmer._store.outbox_access, "due_checkpoints", page)
-    assert await trimmer.step(None)
-    await page.began.wait()
-    await trimmer.close()
-    assert page.ended.is_set()
+    thread = Lingering()
+
+    async def prune(*_: object, dry_run: bool = False) -> AsyncIterator[Pruned]:
+        await thread()
+        yield Pruned("a", ("n",), "default", 0)
+
+    monkeypatch.setattr(content_retention, "prune_checkpoints", prune)
+    assert await pruner.step(STORE)
+    await thread.began.wait()
+    await pruner.close()
+    assert thread.ended.is_set()
 
 
 async def test_tasks_that_another_relay_left_are_looked_for_now_and_then_and_in_idle_moments_only(hands: Hands) -> None:

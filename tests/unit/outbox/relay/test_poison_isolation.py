@@ -60,7 +60,7 @@ def made(store: ToldStore, *, attribution: FaultAttribution | None = None, deadl
 
     return PoisonIsolation(
         apply,
-        try_out=store.outbox_access.try_out,
+        try_out=store.runtime.try_out,
         attribution=attribution or FaultAttribution(),
         deadline=deadline,
         uniform=random.Random(1).uniform,

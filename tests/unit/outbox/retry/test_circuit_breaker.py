@@ -162,6 +162,19 @@ def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
     assert next(breaker.probe_exclusions()) == {"b"}, "nor is it known who was asked before"
 
 
+def test_the_waits_of_the_next_outage_begin_anew() -> None:
+    hands, breaker = made(lambda low, high: high / 10)
+    for _ in range(2):
+        breaker.trip(DOWN, [])
+        assert breaker.remaining() == pytest.approx(0.1)
+        for _ in range(3):
+            probe(hands, breaker)
+            breaker.trip(DOWN, [])
+        assert breaker.remaining() == pytest.approx(0.8)
+        probe(hands, breaker)
+        breaker.record_success()
+
+
 @pytest.mark.parametrize("largest", [500, 4 * RAMP_START_EVENTS])
 def test_after_an_outage_the_batches_grow_from_small_to_full(largest: int) -> None:
     hands, breaker = made()

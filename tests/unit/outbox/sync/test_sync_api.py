@@ -27,7 +27,7 @@ from letopis.outbox.concurrency.fair_lock import current_caller
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.sharing import REGISTRY
 from letopis.outbox.sync.portal import Block, InEventLoop, Portal
-from letopis.store import ABSENT, Closed, EventIdReused, InvalidInput, Message, Saved
+from letopis.store import ABSENT, Closed, IdReused, InvalidInput, Message, Saved
 from tests.support.platforms import open_descriptors, own_threads, posix_only
 from tests.support.sayings import present
 
@@ -163,7 +163,7 @@ def test_threads_share_flushes_and_keep_order(history: BlockingHistory, monkeypa
 def test_errors_come_as_they_are_and_tell_where(history: BlockingHistory) -> None:
     history.append("c1", Message.user("one", id="m"))
 
-    with pytest.raises(EventIdReused) as reused:
+    with pytest.raises(IdReused) as reused:
         history.append("c1", Message.user("two", id="m"))
     with pytest.raises(InvalidInput, match="conversation_id"):
         history.append("", Message.user("x"))

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from letopis.ops.daemon.store_pool import InstrumentedStore
 from letopis.outbox import History
-from letopis.outbox.daemon.store_pool import InstrumentedStore
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.telemetry.tracing import Spans, appending, usage_attributes
@@ -23,7 +23,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import InvalidInput
 from tests.support.relays import say, until
-from tests.unit.outbox.daemon.test_daemon import nothing_pending, running
+from tests.unit.ops.daemon.test_daemon import nothing_pending, running
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.diagnostics.check_location import check_open_files
+from letopis.ops.doctor.check_location import check_open_files
 from letopis.store.database import open_files
 from letopis.store.database.fault_classification import classify
 from letopis.store.database.faults import FaultClass

@@ -11,14 +11,14 @@ from letopis import ConversationStore, History, Message
 from letopis.outbox.operations.status import read_status
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.read.task_marks import PendingTasks
-from letopis.store.write.redaction import Eraser
+from letopis.store.write.erasing import Eraser
 from tests.support.relays import sql, until
 from tests.support.sayings import occurs
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("write.loading", "write.redaction"):
+    for module in ("write.loading", "write.erasing"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)

@@ -67,6 +67,15 @@ def test_what_is_too_large_or_in_the_wrong_field_is_refused(monkeypatch: pytest.
     assert len(once) == len(elsewhere) == 1 and once.keys().isdisjoint(elsewhere)
 
 
+def test_a_string_of_64_mib_is_the_longest_and_a_packed_item_is_a_little_longer() -> None:
+    longest = "x" * 64 * 1024**2
+    assert len(extract({"content": longest}, "c").contents) == 1
+    assert len(extract({"metadata": {"format": {"packed": longest + "x"}}}, "c").contents) == 1
+    for data in ({"content": longest + "x"}, {"metadata": {"packed": longest + "x"}}):
+        with pytest.raises(InvalidInput, match="the limit is 64 MiB"):
+            extract(data, "c")
+
+
 def test_lists_without_large_strings_are_not_copied() -> None:
     """A line of an import may hold millions of them."""
     rows: list[Any] = [[], [1, "x"], [[]]]

@@ -20,7 +20,7 @@ MESSAGES = (
 
 
 def read(data: str) -> dict[int, RecordedMessage]:
-    return plain_messages("chat", [(7, EVENT.bytes, ORIGIN, 3, data, 1_000_000, 2_000_000, False, False)])
+    return plain_messages("chat", [(7, EVENT.bytes, ORIGIN, 3, data, 1_000_000, 2_000_000, False)])
 
 
 def of_row(message: Message) -> RecordedMessage:

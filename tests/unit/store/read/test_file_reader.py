@@ -35,19 +35,19 @@ async def kept(tmp_path: Path) -> AsyncIterator[tuple[ConversationStore, Outbox]
 
 async def compared(store: ConversationStore, query: ViewQuery) -> StoreView:
     """The view of a file, which is the one that a server's reader answers."""
-    found = await store.outbox_access.view(query)
-    whole = await store._runtime.connected(partial(plain_reader(store).view, query=query))
+    found = await store.runtime.view(query)
+    whole = await store.runtime.connected(partial(plain_reader(store).view, query=query))
     assert found == (replace(whole, conversation=None, plain=True) if found.plain else whole), query
     return found
 
 
 async def own(store: ConversationStore, reader: Reader, name: str, window: Window) -> object:
-    lineage = Lineage(reader, (await store._runtime.prepared()).lineage.past)
-    return await store._runtime.connected(lambda connection: lineage.own(connection, name, window))
+    lineage = Lineage(reader, (await store.runtime.prepared()).lineage.past)
+    return await store.runtime.connected(lambda connection: lineage.own(connection, name, window))
 
 
 def plain_reader(store: ConversationStore) -> Reader:
-    return Reader(store._runtime.dialect, partitions=1, upcasters=NO_UPCASTERS)
+    return Reader(store.runtime.dialect, partitions=1, upcasters=NO_UPCASTERS)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def plain_reader(store: ConversationStore) -> Reader:
 async def test_it_says_what_the_reader_of_a_server_says(kept: tuple[ConversationStore, Outbox], window: Window) -> None:
     store, outbox = kept
     origin_id = outbox.origin.origin_id
-    ready = await store._runtime.prepared()
+    ready = await store.runtime.prepared()
 
     for names in ((), ("m1", "m5", "more", "missing")):
         query = ViewQuery(conversation_id="chat", origin_id=origin_id, window=window, names=names)
-        bounded = replace(query, bound=lambda view: view.places["m5"].version if view.places else 3)
+        bounded = replace(query, bound=lambda view: (0, view.places["m5"].version if view.places else 3))
         for asked in (query, bounded, replace(query, window=None)):
             found = await compared(store, asked)
             assert found.plain == (asked is query and not names)
@@ -73,12 +73,12 @@ async def test_it_says_what_the_reader_of_a_server_says(kept: tuple[Conversation
 async def test_it_says_what_the_reader_of_a_server_says_while_a_mark_waits(
     kept: tuple[ConversationStore, Outbox], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    for module in ("write.loading", "write.redaction"):
+    for module in ("write.loading", "write.erasing"):
         monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
     monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)
     store, outbox = kept
-    ready = await store._runtime.prepared()
+    ready = await store.runtime.prepared()
     after = Message.user("after", id="after")
     marked, left = {
         "rewind": ([words.ConversationRewound(to_message_id="m5"), after], [*(f"m{n}" for n in range(6)), "after"]),

@@ -13,7 +13,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import EncodedEvent, encode, encode_message
 from letopis.store.model.events import NO_UPCASTERS, Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
-from letopis.store.rules.decoding import DecodedEvent, are_plain, decode_events, put_back, target_ids
+from letopis.store.rules.decoding import DecodedEvent, are_plain, decode_events, target_ids
 from letopis.store.rules.projection import Projected, project_events
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow
@@ -45,10 +45,10 @@ def test_damage_is_found(damage: dict[str, Any]) -> None:
         decoded(replace(PLAIN, **damage))
 
 
-def test_messages_that_are_put_back_are_loaded_and_new_ones_are_not() -> None:
-    again = put_back(PLAIN, first=PLAIN.event_id, event_id=uuid4())
+def test_messages_that_are_changed_are_loaded_and_new_ones_are_not() -> None:
+    sent = encode(Event.of(MessageSent(message_id="m-1"), conversation_id="chat"), conversation_id="chat")
     assert target_ids(decoded(PLAIN)) == frozenset()
-    assert target_ids(decoded(again)) == {"m-1"}
+    assert target_ids(decoded(PLAIN, sent)) == {"m-1"}
 
 
 def test_keys_in_another_order_are_the_same_content() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis import Message, RecordedMessage
-from letopis.outbox.transfer.importer import check
+from letopis.ops.transfer.importer import check
 from letopis.store.model.codec import decode, encode
 from letopis.store.model.events import from_microseconds
 from letopis.store.transfer.jsonl import (

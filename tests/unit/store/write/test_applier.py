@@ -28,7 +28,7 @@ from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.event_types import Body, ConversationActivated
 from letopis.store.model.large_content import LARGE_BYTES
 from letopis.store.model.records import Scope
-from letopis.store.relocation.mover import move
+from letopis.store.ops.move.mover import move
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import clear
 from letopis.store.write import applier
@@ -57,7 +57,7 @@ async def test_apply_tells_once_that_content_was_erased(
     outbox, told = Outbox(), list[None]()
     async with ConversationStore.open(tmp_path / "history.db") as store:
         await send(store, outbox, "a", Message.user("erased", id="m"))
-        monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
+        monkeypatch.setattr((await store.runtime.prepared()).applier, "_erased", lambda: told.append(None))
         if isinstance(body, EncodedEvent):
             outbox.append_encoded(LANE, [body])
         else:
@@ -72,7 +72,7 @@ async def test_first_apply_tells_of_erasures_of_a_process_that_died(
 ) -> None:
     outbox, told, counts = Outbox(), list[None](), list[int]()
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
+        monkeypatch.setattr((await store.runtime.prepared()).applier, "_erased", lambda: told.append(None))
         for body in (Message.user("1", id="m"), Message.user("2"), MessageRedacted(message_id="m"), Message.user("3")):
             await send(store, outbox, "a", body)
             counts.append(len(told))
@@ -118,7 +118,7 @@ async def test_decoding_a_large_batch_lets_other_tasks_run(tmp_path: Path, monke
 
     monkeypatch.setattr(Applier, "_apply_once", AsyncMock(side_effect=InterruptedError))  # the transaction
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        applier = (await store._runtime.prepared()).applier
+        applier = (await store.runtime.prepared()).applier
         task = asyncio.create_task(other())
         with pytest.raises(InterruptedError):
             await applier.apply(outbox.origin, outbox.pending())
