@@ -145,13 +145,12 @@ class Checks:
         self._compare(where, repr(list(what)), self._everything)
 
     def unconfirmed(self, box: Box, replies: Iterable[Unconfirmed]) -> None:
-        """Check what an outbox lists as unconfirmed: nothing that it has erased."""
-        may = self.judged.in_file(box)
+        """Check what an outbox lists as unconfirmed: nothing that it has erased, but by a trim without its text."""
         for reply in replies:
             words = {word for word in self.judged.book.words if word.act.message == reply.message_id}
             for word in words:
                 gone = word.kind == "text" and self.judged.fates[word] is Fate.GONE and word.act.box is box
-                if gone and word.text not in may:
+                if gone and any(effect.file and not effect.trimmed for effect in self.judged.effects[word]):
                     self.problems.append(f"{box.name} lists as unconfirmed {self._told(word.text)}")
         self.handed(f"{box.name}: unconfirmed", replies)
 

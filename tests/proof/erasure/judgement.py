@@ -33,6 +33,7 @@ class Effect(NamedTuple):
     :ivar since: the position of the log since which forks alone may read it; ``None`` if not even they may.
     :ivar act: the number of the act, if that is known: what was appended before it may be delivered with it.
     :ivar authored: it is of a person in a conversation of others; what that retains for forks since an end stays.
+    :ivar trimmed: it goes by a trim, after which a reply is still to be confirmed.
     :ivar until: the position by which the store had it carried out; a fork in between may have come in time.
     """
 
@@ -42,6 +43,7 @@ class Effect(NamedTuple):
     act: float = inf
     until: float = 0
     authored: bool = False
+    trimmed: bool = False
 
 
 class Judgement:
@@ -176,7 +178,8 @@ class Judgement:
             if not aside and there.version <= entry.data["upto"]:
                 # In a store that was set back, the versions of a trim from before may be of other events.
                 own = self._boxes.get(entry.origin) is word.act.box and self.book.restored < 0
-                yield Effect(Fate.GONE if aside is False else Fate.EITHER, file=own and not aside, since=entry.position)
+                fate, at = Fate.GONE if aside is False else Fate.EITHER, entry.position
+                yield Effect(fate, file=own and not aside, since=at, trimmed=True)
 
     def _replaced(self, word: Word) -> Iterator[Effect]:
         """A record's value goes when the same outbox puts another; each puts its own keys."""
@@ -209,7 +212,8 @@ class Judgement:
             if hold.released < act.index or not (hold.protects(word.act.chat) or hold.subject == act.subject):
                 continue
             if hold.act < carries < hold.released and (there is None or there.position > hold.since > act.head):
-                return None  # it was pending when the hold began, and is spared
+                # It was pending when the hold began, and is spared; a clear of records may come after the hold.
+                return Effect(Fate.EITHER) if word.kind == "record" else None
             return Effect(Fate.EITHER)
         if pending or scope == "authored":
             return Effect(Fate.GONE, file=scope != "late", authored=scope == "authored")

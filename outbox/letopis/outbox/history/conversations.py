@@ -98,21 +98,26 @@ class Conversations:
 
     async def erase(self, conversation_id: str, body: Body) -> Receipt:
         """Append a deletion or a reset, unless a hold forbids it."""
-        await self.check_not_held(conversation_id)
-        return await self.write(conversation_id, body)
+        owner = await self._owner_of(conversation_id)
+        await self.check_not_held(conversation_id, owner)  # the owner may be known here alone
+        return await self.appender.write(conversation_id, body, owner=owner)
 
     async def register_reset(self, conversation_id: str, *, reason: str | None) -> ConversationRewound:
         """Have every outbox erase what it holds of a conversation; return the reset to append after it."""
-        await self._owner_of(conversation_id)  # there is such a conversation
+        owner = await self._owner_of(conversation_id)
         if await self.gateway.read(lambda: is_reachable(self.store)) is None:
             raise StoreUnavailable("what other outboxes have written")
+        await self.check_not_held(conversation_id, owner)
         erasure = await register(self.outbox, self.store, "conversation", conversation_id, how="reset", reason=reason)
         await ErasureCarrier(self.outbox, self.store).begin(erasure)
         bounds = await self.store.erasures.erasure_bounds(erasure.number, [conversation_id])
         return ConversationRewound(reason=reason, erase=True, upto=bounds.get(conversation_id, 0))
 
-    async def check_not_held(self, conversation_id: str, author: str | None = None) -> None:
-        """Raise ``Held`` if a hold forbids an erasure, as far as the history store answers; delivery checks again."""
+    async def check_not_held(self, conversation_id: str, author: str | None) -> None:
+        """Raise ``Held`` if a hold forbids an erasure, as far as the history store answers; delivery checks again.
+
+        :param author: whose words are erased, as this outbox knows.
+        """
         check_identifier(conversation_id, "conversation_id")
         await self.gateway.read(lambda: self.store.erasures.check_not_held(conversation=conversation_id, author=author))
 

@@ -1,6 +1,7 @@
 """The verbs of a conversation at the edges: what is there no more or is not known, races, forks."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,20 @@ async def test_a_reset_everywhere_that_is_refused_records_nothing(history: Histo
         await history.chat("c1").reset(everywhere=True)
     assert len(await history.chat("c1").events()) == 2
     assert await history.store.erasures.after(0) == []
+
+
+async def test_an_owner_on_hold_whom_the_outbox_alone_knows_keeps_what_was_said(history: History) -> None:
+    await history.store.erasures.hold("owner", "42", reason="a court asked")
+    await history.append("c1", *said("u1"), owner="42")
+    for erase in (
+        history.chat("c1").reset,
+        partial(history.chat("c1").reset, everywhere=True),
+        history.chat("c1").delete,
+    ):
+        with pytest.raises(Held):
+            await erase()
+    assert await history.store.erasures.after(0) == []
+    assert [message.text for message in await history.messages("c1")] == ["u1"]
 
 
 async def test_a_reset_everywhere_without_the_store_writes_nothing(alone: History) -> None:
