@@ -135,7 +135,8 @@ class Judgement:
         aside = None if entry is None else self._is_aside(act.chat, entry.position)
         if aside is False:
             return Effect(Fate.GONE, file=earlier)
-        return Effect(Fate.EITHER) if aside is None or earlier else None
+        # A note that comes after the redaction leaves at once, and does not come back where a hold sets that aside.
+        return Effect(Fate.EITHER) if aside is None or act.box is word.act.box else None
 
     def _reset(self, act: Act, word: Word) -> Effect | None:
         """A reset, a deletion as far as it is one, or a clear of records."""
