@@ -57,7 +57,7 @@ def install(session: nox.Session) -> None:
     session.install("--no-deps", "-e", ".")
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session(python=["3.11", "3.12", "3.13", "3.14", "3.15"])
 def tests(session: nox.Session) -> None:
     """Run the test suite; words after `--` go to pytest."""
     install(session)
