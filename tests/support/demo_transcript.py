@@ -1,6 +1,6 @@
-"""Record ``letopis demo``: its output in the READMEs, and a picture of it for the documentation.
+"""Record ``letopis demo``: a picture of its output, for the READMEs and the documentation.
 
-``python -m tests.support.demo_transcript`` plays the demonstration and renews all three.
+``python -m tests.support.demo_transcript`` plays the demonstration and renews it.
 """
 
 import os
@@ -10,26 +10,24 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Final
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from tests.support.child import ran
 from tests.support.paths import ROOT
 
-PAGES: Final = (ROOT / "README.md", ROOT / "README.ru.md")
 PICTURE: Final = ROOT / "docs" / "_static" / "demo.svg"
 PROMPT: Final = "$ letopis demo"
-COLUMNS: Final = 88
-PICTURE_COLUMNS: Final = 66  # so that it can be read on a phone
+COLUMNS: Final = 66  # so that it can be read on a phone
 
-_TRANSCRIPT = re.compile(r"(?<=<!-- transcript: letopis demo -->\n```text\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
+_LINE = re.compile(r"<text [^>]*>(.*?)</text>")
 _VARIES = re.compile(r"\d+\.\d+|\d+(?= s\.)")
 
 
-def folded(text: str, columns: int) -> str:
+def folded(text: str) -> str:
     lines = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
-        lines += textwrap.wrap(line.strip(), columns, initial_indent=indent, subsequent_indent=f"{indent}  ") or [""]
+        lines += textwrap.wrap(line.strip(), COLUMNS, initial_indent=indent, subsequent_indent=f"{indent}  ") or [""]
     return "\n".join(lines) + "\n"
 
 
@@ -38,14 +36,16 @@ def comparable(text: str) -> str:
     return _VARIES.sub("N", " ".join(text.split()))
 
 
-def transcript_of(page: Path) -> str:
-    found: str = _TRANSCRIPT.findall(page.read_text(encoding="utf-8"))[0]
-    return found.removeprefix(f"{PROMPT}\n")
+def shown() -> str:
+    """Return the text of the picture, below its prompt."""
+    prompt, *lines = _LINE.findall(PICTURE.read_text(encoding="utf-8"))
+    assert prompt == PROMPT
+    return unescape("\n".join(lines))
 
 
 def picture(transcript: str) -> str:
-    lines = [PROMPT, *folded(transcript, PICTURE_COLUMNS).splitlines()]
-    width, height = PICTURE_COLUMNS * 8.43 + 40, len(lines) * 20 + 62
+    lines = [PROMPT, *folded(transcript).splitlines()]
+    width, height = COLUMNS * 8.43 + 40, len(lines) * 20 + 62
     rows = []
     for number, line in enumerate(lines):
         kind = "typed" if number == 0 else "detail" if line.startswith(" ") or not line else "step"
@@ -68,11 +68,7 @@ def play(folder: Path | None = None) -> subprocess.CompletedProcess[str]:
 def main() -> None:
     played = play()
     played.check_returncode()
-    shown = folded(played.stdout, COLUMNS)
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        page.write_text(_TRANSCRIPT.sub(lambda _: f"{PROMPT}\n{shown}", text, count=1), encoding="utf-8")
-    PICTURE.write_text(picture(shown), encoding="utf-8")
+    PICTURE.write_text(picture(played.stdout), encoding="utf-8")
 
 
 if __name__ == "__main__":
