@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from benchmarks.figures import Figure, Result
 from benchmarks.judging import Figures
-from benchmarks.page import page, verdict_table
+from benchmarks.page import front, page, verdict_table
 from benchmarks.part_append import append, peers
 from benchmarks.part_daemon import daemon
 from benchmarks.part_drain import drain
@@ -58,7 +58,8 @@ PARTS: Final[Mapping[str, Part]] = {
     "import": imports,
     "growth": growth,
 }
-PUBLISHED: Final = ROOT / "docs" / "explanation" / "speed.md"
+FRONT: Final = ROOT / "docs" / "explanation" / "speed.md"
+PUBLISHED: Final = FRONT.parent / "tables" / "speed.md"
 
 
 def measure(names: Iterable[str], scale: Scale) -> dict[str, Any]:
@@ -143,6 +144,7 @@ def main() -> int:
     changed = report["commit"] != begun_at
     if given.publish and not changed:
         PUBLISHED.write_text(text, encoding="utf-8")
+        FRONT.write_text(front(text), encoding="utf-8")
     figures = figures_of(report)
     for one in figures:
         print(

@@ -34,7 +34,7 @@ from letopis.outbox import History
 from letopis.store import Message
 
 RECORDED: Final = Path(__file__).with_name("instructions.json")
-PAGE: Final = Path(__file__).parent.parent / "docs" / "explanation" / "speed.md"
+PAGE: Final = Path(__file__).parent.parent / "docs" / "explanation" / "tables" / "speed.md"
 HEADING: Final = "Instructions"
 TOLERANCE: Final = 0.03
 LENGTHS: Final = (20, 20, 60)

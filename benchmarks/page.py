@@ -1,8 +1,9 @@
-"""Write the report as a page of the documentation, from its JSON alone."""
+"""Write the report as pages of the documentation: every figure from its JSON alone, and the totals from that page."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -47,13 +48,38 @@ _PLOTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("Ten times the data: drain", ("growth.drain.",)),
     ("Ten times the data: read", ("growth.read.",)),
 )
+_BESIDE: Final[tuple[tuple[str, str, str], ...]] = (
+    (_PLOTS[0][0], "Letopis, the question is pending", "OpenAI Agents SQLiteSession, FULL"),
+    (_PLOTS[2][0], "Letopis, LetopisSession", "OpenAI Agents SQLAlchemySession"),
+    ("Append, one at a time, all at FULL", "Letopis", "ballast.py EventBus, FULL"),
+    ("Append, one at a time, all at FULL", "Letopis", "OpenAI Agents SQLiteSession, FULL"),
+    ("Append, 64 at once, all at FULL", "Letopis", "ballast.py EventBus, FULL"),
+    ("An append in the caller's own transaction", "own transaction with an append", "the same without it"),
+    ("The last 50 messages of a thousand", "Letopis", "OpenAI Agents SQLiteSession"),
+    (
+        "Drain into a history store",
+        "Letopis into postgresql, from the outbox",
+        "raw driver into postgresql, the same rows",
+    ),
+    (
+        "Drain into a history store",
+        "Letopis into postgresql, from the outbox",
+        "txoutbox into postgresql, a row insert a message",
+    ),
+    ("Drain into a history store", "Letopis into mariadb, from the outbox", "raw driver into mariadb, the same rows"),
+    ("Drain into a history store", "Letopis into sqlite, from the outbox", "raw driver into sqlite, the same rows"),
+    ("Records: get", "get, postgresql, Letopis", "get, postgresql, the driver alone"),
+)
+"""Of the page of totals: what is measured, the row that is ours, and the one beside it."""
+_ROW: Final = re.compile(r"^\| ([^|]+?) \| ([\d.,]+) \(", re.MULTILINE)
+_UNIT: Final = re.compile(r"^\|   \| ([^|]+?) \|", re.MULTILINE)
 _WORDS: Final = {True: "reached", False: "**not reached**", None: "open"}
 
 
 def page(report: Mapping[str, Any]) -> str:
     """Return the page of a report, in Markdown: what a user wants to know first, targets and misses last."""
     figures = Figures(Figure.from_json(one) for part in report["parts"] for one in part["figures"])
-    lines = ["# Speed", "", *_answers(figures)]
+    lines = ["# Speed: every figure", "", *_answers(figures)]
     for title, prefixes in _PLOTS:
         shown = [figure for prefix in prefixes for figure in figures.under(prefix)]
         if shown:
@@ -76,7 +102,36 @@ def page(report: Mapping[str, Any]) -> str:
             " brackets. Ratios are those of the rounds: what slows the machine down slows both."
         ),
         "",
-        "`python -m benchmarks --publish` measures again and writes this page; nothing in it is written by hand.",
+        "`python -m benchmarks --publish` measures again and writes this; nothing in it is written by hand.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def front(figures: str) -> str:
+    """Return the page of totals: the answers of the page with every figure, and its rows beside those of others."""
+    answers, *sections = figures.split("\n## ")
+    measured = {title: text for title, _, text in (section.partition("\n") for section in sections)}
+    rows = []
+    for title, ours, theirs in _BESIDE:
+        values = dict(_ROW.findall(measured.get(title, "")))
+        if ours in values and theirs in values:
+            unit = _UNIT.findall(measured[title])[0]
+            mine, other = (float(values[name].replace(",", "")) for name in (ours, theirs))
+            first = (mine > other) is ("/s" in unit)
+            cells = [f"{name}: {values[name]}" for name in (ours, theirs)]
+            cells[0 if first else 1] = f"**{cells[0 if first else 1]}**"
+            rows.append((title, unit, *cells))
+    lines = [
+        answers.replace("# Speed: every figure", "# Speed").rstrip(),
+        "",
+        *table(dict.fromkeys(("what", "unit", "Letopis", "beside it"), "---"), rows),
+        "",
+        "What is quicker is bold: we lose some of these. [Every figure](tables/speed.md) is behind them, with its",
+        "chart, its durability and what was not reached. [Where the time goes](where-time-goes.md) has profiles.",
+        "",
+        "## How it was measured",
+        "",
+        measured["How it was measured"].strip(),
     ]
     return "\n".join(lines) + "\n"
 

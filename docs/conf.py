@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = f"Letopis {release}"
 html_theme_options = {"light_logo": "logo-light.svg", "dark_logo": "logo-dark.svg"}
 html_favicon = "_static/favicon.svg"
+html_search_scorer = str(Path(__file__).parent / "_ext" / "scorer.js")
 html_show_copyright = False
 html_show_sphinx = False
 html_static_path = ["_static"]

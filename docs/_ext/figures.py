@@ -87,7 +87,7 @@ def figures(speed: str, proof: str) -> dict[str, str]:
                 raise KeyError((section, row, pattern))  # noqa: TRY301
             found[name] = remark[1]
     except KeyError as error:
-        raise ConfigError(f"docs/explanation/speed.md has no figure {error}: change docs/_ext/figures.py") from error
+        raise ConfigError(f"explanation/tables/speed.md has no figure {error}: change docs/_ext/figures.py") from error
     for place in ("outbox", "sqlite", "postgresql", "mariadb"):
         million = float(found["event_bytes"].replace(",", "")) * float(found[f"bytes_{place}"]) * 1_000_000
         found[f"gb_{place}"] = f"{million / 1e9:.1f}"
@@ -96,7 +96,7 @@ def figures(speed: str, proof: str) -> dict[str, str]:
         for one in _KILLS.finditer(proof)
     ]
     if not kills:
-        raise ConfigError("docs/explanation/proof.md has no random kills: change docs/_ext/figures.py")
+        raise ConfigError("explanation/tables/proof.md has no random kills: change docs/_ext/figures.py")
     for name in ("kills", "events", "violations"):
         found[f"random_{name}"] = f"{sum(one[name] for one in kills):,}"
     return found
@@ -104,8 +104,8 @@ def figures(speed: str, proof: str) -> dict[str, str]:
 
 def substitute(app: Sphinx, config: Config) -> None:
     """Make the figures known to MyST."""
-    explanation = Path(app.srcdir, "explanation")
-    texts = [(explanation / name).read_text(encoding="utf-8") for name in ("speed.md", "proof.md")]
+    tables = Path(app.srcdir, "explanation", "tables")
+    texts = [(tables / name).read_text(encoding="utf-8") for name in ("speed.md", "proof.md")]
     config.myst_substitutions = {**config.myst_substitutions, **figures(*texts)}
 
 

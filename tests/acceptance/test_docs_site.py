@@ -171,7 +171,7 @@ def test_a_quoted_figure_that_is_published_no_more_stops_the_build(monkeypatch: 
     errors = pytest.importorskip("sphinx.errors", reason="needs sphinx: the group dev")
     monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
     extension = importlib.import_module("figures")
-    speed, proof = ((ROOT / "docs/explanation" / name).read_text(encoding="utf-8") for name in ("speed.md", "proof.md"))
+    speed, proof = ((ROOT / "docs/explanation/tables" / name).read_text("utf-8") for name in ("speed.md", "proof.md"))
     found = extension.figures(speed, proof)
 
     assert f"| Letopis | {found['append_rate']} (" in speed
@@ -205,6 +205,19 @@ def test_no_page_scrolls_sideways(tab: Any, built: Path, site: dict[Path, Page])
                 wide.append(f"{path}: {over} px over at {width} px")
 
     assert wide == []
+
+
+def test_search_shows_guides_before_decisions_and_tables(tab: Any, built: Path) -> None:
+    tab.goto((built / "search.html").as_uri())
+    tab.wait_for_function("Search.hasIndex()")
+    for words in ("erase", "retention", "forks", "search", "large content", "undo"):
+        # The function that the page shows the results of, from the last to the first.
+        find = "words => Search._performSearch(...Search._parseQuery(words)).map(result => result[0]).reverse()"
+        pages = tab.evaluate(find, words)
+        last = [bool(re.match(r"(adr|explanation/tables)/", page)) for page in pages]
+
+        assert (last[0], any(last)) == (False, True), (words, pages)
+        assert last == sorted(last), (words, pages)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

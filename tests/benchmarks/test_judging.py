@@ -12,11 +12,12 @@ import pytest
 from benchmarks import large_backlog as backlog
 from benchmarks import listening as wake
 from benchmarks import peers
+from benchmarks.__main__ import FRONT, PUBLISHED
 from benchmarks.append_limit import AppendLimit
 from benchmarks.figures import Durability, Figure, percentile
 from benchmarks.judging import Figures, NotComparable, ahead, at_least, at_most, below, compare
 from benchmarks.letopis_subject import Letopis
-from benchmarks.page import page
+from benchmarks.page import front, page
 from benchmarks.peers import PEERS
 from benchmarks.subjects import Missed, Seat, in_rounds, warm_up
 from benchmarks.table import judge
@@ -126,6 +127,17 @@ def test_the_page_tells_what_a_user_asks_what_is_missing_and_what_is_of_unequal_
     assert ("| wanted |" in first, "| wanted |" in last) == (False, True)
     assert "- a peer: not installed" in last
     assert "Not of equal durability" in shown and "append.1.fast (WAL/NORMAL)" in shown
+
+
+def test_the_page_of_totals_is_made_of_the_page_of_every_figure_and_shows_what_is_lost() -> None:
+    totals = FRONT.read_text(encoding="utf-8")
+
+    assert front(PUBLISHED.read_text(encoding="utf-8")) == totals
+    assert "Letopis, the question is pending: 1.65 | **OpenAI Agents SQLiteSession, FULL: 0.979** |" in front(
+        "# Speed: every figure\n\n## A bot's turn: append, then read the last 50\n\n|   | ms | durability | besides |\n"
+        "| Letopis, the question is pending | 1.65 (1 to 2) | - |  |\n"
+        "| OpenAI Agents SQLiteSession, FULL | 0.979 (1 to 2) | - |  |\n\n## How it was measured\n\nHere.\n"
+    )
 
 
 async def measured(folder: Path, at_once: int, *subjects: tuple[Any, tuple[str, str] | None]) -> list[Figure]:

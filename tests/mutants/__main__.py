@@ -22,7 +22,7 @@ from tests.mutants.running import NEAR, choose, judge, measure
 from tests.support.forking import as_they_end
 from tests.support.reports import ROOT, made_on, report_of, table, write
 
-PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
+PUBLISHED: Final = ROOT / "docs" / "explanation" / "tables" / "mutants.md"
 BEGIN: Final = "<!-- mutants: made by `python -m tests.mutants --publish`, not by hand -->"
 END: Final = "<!-- end of mutants -->"
 EQUIVALENTS: Final = Path(__file__).with_name("equivalents.json")

@@ -30,7 +30,7 @@ from typing import Any, Final
 from tests.proof import totals
 from tests.proof.harness import prove_table
 from tests.proof.options import Options, Part
-from tests.proof.page import held, published, summary
+from tests.proof.page import fronted, held, published, summary
 from tests.proof.rows import Row
 from tests.support.reports import ROOT, commit, refusal, report_of, write
 
@@ -55,7 +55,8 @@ PARTS: Final = (
 """In the order in which they are started, the long ones first: packages with `prove` or a `TABLE` in `part`."""
 CAMPAIGNS: Final = ("chitchat", "faults")
 """Modules of `tests.campaigns` with `prove`, not published: they run if they are named; chitchat, if all is short."""
-PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
+FRONT: Final = ROOT / "docs" / "explanation" / "proof.md"
+PUBLISHED: Final = FRONT.parent / "tables" / "proof.md"
 
 
 def part(name: str) -> Part:
@@ -127,10 +128,11 @@ def failures(report: Mapping[str, Any], *, require: bool = False) -> list[str]:
 
 
 def publish(report: Mapping[str, Any]) -> None:
-    """Write the parts that held into the page, and add them to the totals."""
+    """Write the parts that held into the page of tables, and add them to the totals."""
     counted = totals.added(totals.read(), report, held(report))
-    page = published(report, PUBLISHED.read_text(encoding="utf-8"), totals=totals.told(counted))
+    page = published(report, PUBLISHED.read_text(encoding="utf-8"))
     PUBLISHED.write_text(page, encoding="utf-8")
+    FRONT.write_text(fronted(FRONT.read_text(encoding="utf-8"), page, totals.told(counted)), encoding="utf-8")
     totals.write(counted)
 
 

@@ -1,5 +1,7 @@
-"""Show the figures of a report as tables, for a terminal and for the page of the documentation."""
+"""Show the figures of a report as tables, for a terminal and for the pages of the documentation."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -32,15 +34,48 @@ TITLES: Final = {
 }
 
 
-def published(report: Mapping[str, Any], text: str, *, begin: str = BEGIN, totals: str = "") -> str:
-    """Return the page with the figures of a report in place of those that it had, under the totals of all runs."""
+def published(report: Mapping[str, Any], text: str, *, begin: str = BEGIN) -> str:
+    """Return the page with the figures of a report in place of those that it had."""
+    tables = _tables_of(_between(text, begin)[1])
+    tables.update({one["part"]: _table(report, one) for one in held(report)})
+    return _filled(text, "\n".join(tables[name] for name in TITLES if name in tables), begin)
+
+
+def fronted(text: str, tables: str, totals: str) -> str:
+    """Return the page with the totals of all runs, and of each part on the page of tables."""
+    columns = {"part": "---", "what was done": "---", "violations": "--:", "controls that failed, as they must": "--:"}
+    rows = [_total(name, part) for name, part in _tables_of(_between(tables, BEGIN)[1]).items()]
+    return _filled(text, "\n".join([*([f"{totals}\n"] if totals else []), *table(columns, rows), ""]), BEGIN)
+
+
+def _total(name: str, part: str) -> tuple[str, ...]:
+    """Return a part's row: what was done by unit, the most first, and how many of its controls failed as they must."""
+    done: Counter[str] = Counter()
+    violations = controls = caught = 0
+    for line in part.splitlines()[5:]:  # below the title, what it was made on, and the head of the table
+        if line.startswith("| "):
+            what, _, count, found, *_ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+            number = int(re.sub(r"[^\d].*", "", found.replace(",", "")) or 0)
+            if what.startswith("*control:*"):
+                controls, caught = controls + (count != "not run"), caught + (number > 0)
+            elif count != "not run":
+                figure, _, unit = count.partition(" ")
+                done[unit] += int(figure.replace(",", ""))
+                violations += number
+    most = ", ".join(f"{count:,} {unit}" for unit, count in done.most_common(3))
+    return TITLES[name], f"{most}{', and more' if len(done) > 3 else ''}", f"{violations:,}", f"{caught} of {controls}"
+
+
+def _between(text: str, begin: str) -> tuple[str, str, str]:
     before, found, rest = text.partition(begin)
-    old, closed, after = rest.partition(END)
+    middle, closed, after = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"the page has no lines {begin!r} and {END!r}")
-    tables = _tables_of(old)
-    tables.update({one["part"]: _table(report, one) for one in held(report)})
-    middle = "\n".join([*([f"{totals}\n"] if totals else []), *(tables[name] for name in TITLES if name in tables)])
+    return before, middle, after
+
+
+def _filled(text: str, middle: str, begin: str) -> str:
+    before, _, after = _between(text, begin)
     return f"{before}{begin}\n\n{middle}\n{END}{after}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from tests.proof import __main__ as proof
 from tests.proof import totals
-from tests.proof.page import BEGIN, END, published, summary
+from tests.proof.page import BEGIN, END, fronted, published, summary
 from tests.proof.rows import Row
 from tests.support import reports
 
@@ -124,10 +124,12 @@ def test_a_run_whose_checkout_changed_meanwhile_is_not_published(
 def test_a_published_run_adds_to_the_totals_and_its_repetition_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page, counted = tmp_path / "proof.md", tmp_path / "totals.json"
-    page.write_text(f"By hand.\n\n{BEGIN}\n{END}\n")
+    page, front, counted = tmp_path / "tables.md", tmp_path / "proof.md", tmp_path / "totals.json"
+    for path in (page, front):
+        path.write_text(f"By hand.\n\n{BEGIN}\n{END}\n")
     counted.write_text("[]\n")
     monkeypatch.setattr(proof, "PUBLISHED", page)
+    monkeypatch.setattr(proof, "FRONT", front)
     monkeypatch.setattr(totals, "TOTALS", counted)
 
     for commit in ("abc", "abc", "def"):
@@ -135,5 +137,15 @@ def test_a_published_run_adds_to_the_totals_and_its_repetition_does_not(
     proof.publish(report("crash", Row(what="too few", count=1, least=2, unit="kills")) | {"commit": "ghi"})
 
     told = "**2,218 processes killed, 0 faults, 5,460 hostile inputs, 6,954 acknowledged appends**"
-    assert f"All published runs since 2026-11-25, controls left out: {told}" in page.read_text()
+    assert f"All published runs since 2026-11-25, controls left out: {told}" in front.read_text()
+    assert (
+        "| Processes killed | 2,730 inputs, 1,109 kills, 40 connections, and more | 0 | 1 of 1 |" in front.read_text()
+    )
     assert len(totals.read()) == 2
+
+
+def test_the_front_page_has_the_totals_of_the_tables() -> None:
+    front = proof.FRONT.read_text(encoding="utf-8")
+    told = totals.told(totals.read())
+
+    assert fronted(front, proof.PUBLISHED.read_text(encoding="utf-8"), told) == front

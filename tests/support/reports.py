@@ -17,6 +17,8 @@ WRITTEN: Final = (
     "docs/explanation/beyond-one-machine.md",
     "docs/explanation/proof.md",
     "docs/explanation/speed.md",
+    "docs/explanation/tables/proof.md",
+    "docs/explanation/tables/speed.md",
     "docs/howto/replicated-store.md",
     "tests/proof/totals.json",
 )
