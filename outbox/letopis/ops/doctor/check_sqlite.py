@@ -134,25 +134,23 @@ def _content(connection: sa.Connection) -> Finding:
 def _relay(connection: sa.Connection) -> Iterator[Finding]:
     status = read_status(connection, now_us=time.time_ns() // 1_000)
     yield _holder(status)
-    if status.relay.running and status.breaker.state != "closed":
-        since = f" since {status.breaker.since:%Y-%m-%d %H:%M}Z" if status.breaker.since else ""
-        why = f"the relay cannot deliver{since}: {status.breaker.reason}"
-        if "misconfigured" in (status.breaker.reason or ""):
-            yield fail("delivery", why, "an operator has to fix what it names; nothing is lost meanwhile")
-        else:
-            yield warn("delivery", why, "see the checks of the store; the relay keeps retrying")
-    blocked = status.lanes.get("blocked", 0)
-    if status.lost:
-        said = f"{status.lost} conversations have lost events: neither the history store nor this outbox holds them"
-        hint = "restore a newer backup of the store, or give them up with `letopis outbox skip --missing`"
-        yield fail("stuck", said, hint)
-    elif blocked:
-        said = f"{blocked} conversation{' is' if blocked == 1 else 's are'} blocked; nothing is lost"
-        yield fail("stuck", said, "`letopis outbox list` shows them; then retry, fix or skip")
+    condition, verdict = status.judge()
+    if condition == "unreachable":
+        yield warn("delivery", verdict, "see the checks of the store; the relay keeps retrying")
+    elif condition in ("wrong store", "refusing", "misconfigured"):
+        yield fail("delivery", verdict, "an operator has to fix what it names; nothing is lost meanwhile")
+    if condition in _STUCK:
+        yield fail("stuck", verdict, _STUCK[condition])
     elif status.incidents:
         yield warn("stuck", f"open incidents: {len(status.incidents)}", "`letopis status` shows them")
     else:
         yield ok("stuck", "no conversation is blocked")
+
+
+_STUCK: Final = {
+    "lost": "restore a newer backup of the store, or give them up with `letopis outbox skip --missing`",
+    "blocked": "`letopis outbox list` shows them; then retry, fix or skip",
+}
 
 
 def _holder(status: Status) -> Finding:

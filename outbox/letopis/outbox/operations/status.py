@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
 
 from letopis.outbox.alerting.incident_table import open_incidents_of
-from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
+from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.known_erasures import missing_of
 from letopis.outbox.event_log.lanes import lane_counts_of
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 RELAY_ALIVE_SECONDS: Final = 30.0  # a relay counts as running for this long after a heartbeat: three of them
 LATE_SECONDS: Final = 30.0  # age of the oldest pending event, and time without progress, that make deliveries late
+# What matters most about an outbox, the first that holds.
+Condition = Literal[
+    "lost", "incomplete", "erasures missing", "blocked", "wrong store", "refusing", "misconfigured", "unreachable",
+    "relay paused", "no relay", "overdue", "retrying", "paused", "late", "recovered", "large wal", "delivering", "idle",
+]  # fmt: skip
 
 _PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 
@@ -204,58 +209,66 @@ class Status:
     @property
     def verdict(self) -> str:
         """What matters most, in a sentence or two for an operator; it agrees with the other values."""
-        blocked, relay, breaker = self.lanes.get("blocked", 0), self.relay, self.breaker
+        return self.judge()[1]
+
+    def judge(self) -> tuple[Condition, str]:
+        """Return what matters most, which doctor and console put in words of their own, and :attr:`verdict`."""
+        blocked, relay, kinds = self.lanes.get("blocked", 0), self.relay, [case.kind for case in self.incidents]
         pending = f"{_events(self.pending)} pending, nothing is lost" if self.pending else "nothing is pending"
         if self.lost:
             has = "has" if self.lost == 1 else "have"
-            return (
+            return "lost", (
                 f"{_conversations(self.lost)} {has} lost events that neither the history store nor this outbox holds:"
                 " see `letopis outbox list`."
             )
-        if any(case.kind is IncidentKind.HISTORY_INCOMPLETE for case in self.incidents):
-            return "The history store has lost events that it counts: restore it from a backup."
+        if IncidentKind.HISTORY_INCOMPLETE in kinds:
+            return "incomplete", "The history store has lost events that it counts: restore it from a backup."
         if self.missing_erasures:
             first = self.missing_erasures[0]["number"]
-            return (
+            return "erasures missing", (
                 f"The history store was restored from before erasure {first} and may show its content again: see"
                 " `letopis history erase --repeat`."
             )
         if blocked:
-            return (
+            return "blocked", (
                 f"{_conversations(blocked)} {'is' if blocked == 1 else 'are'} blocked: see `letopis outbox list`."
                 " Nothing is lost."
             )
-        if breaker.state != "closed":
-            return f"{_outage(breaker)}; {pending}{self._next_attempt()}."
+        if self.breaker.state != "closed":
+            condition, outage = _outage(self.breaker)
+            return condition, f"{outage}; {pending}{self._next_attempt()}."
         if relay.paused_since is not None and self.pending:
-            return f"The relay is paused; {pending}. `letopis resume` continues."
+            return "relay paused", f"The relay is paused; {pending}. `letopis resume` continues."
         if self.pending and not relay.running:
             state = "The relay has died" if relay.died else "No relay is running"
-            return f"{state}; {pending}: start the bot, or `letopis relay`."
-        overdue = sum(case.kind is IncidentKind.CONVERSATION_BLOCKED for case in self.incidents)
+            return "no relay", f"{state}; {pending}: start the bot, or `letopis relay`."
+        overdue = kinds.count(IncidentKind.CONVERSATION_BLOCKED)
         if overdue and self.pending:
-            return (
+            return "overdue", (
                 f"{_conversations(overdue)} {'has' if overdue == 1 else 'have'} waited too long: see"
                 f" `letopis outbox list --state ready`; {pending}."
             )
-        for state, what in (("retrying", "being retried"), ("paused", "paused")):
-            if count := self.lanes.get(state, 0):
+        states: tuple[tuple[Condition, str], ...] = (("retrying", "being retried"), ("paused", "paused"))
+        for condition, what in states:
+            if count := self.lanes.get(condition, 0):
                 is_ = "is" if count == 1 else "are"
-                return f"{_conversations(count)} {is_} {what}: see `letopis outbox list`; {pending}."
+                return condition, f"{_conversations(count)} {is_} {what}: see `letopis outbox list`; {pending}."
         if self.late:
             seconds = self.oldest_pending_seconds or 0.0
-            return f"Deliveries are late: {pending}, the oldest for {seconds:.0f} s: see the relay's log."
-        delivered = (
-            f"{_events(self.pending)} being delivered." if self.pending else "Everything is in the history store."
-        )
-        if any(case.kind is IncidentKind.STORE_DOWN for case in self.incidents):
-            return f"{delivered} The history store is reachable again; its incident closes after a quiet minute."
+            return "late", f"Deliveries are late: {pending}, the oldest for {seconds:.0f} s: see the relay's log."
+        condition, delivered = "idle", "Everything is in the history store."
+        if self.pending:
+            condition, delivered = "delivering", f"{_events(self.pending)} being delivered."
+        if IncidentKind.STORE_DOWN in kinds:
+            back = "The history store is reachable again; its incident closes after a quiet minute."
+            return "recovered", f"{delivered} {back}"
         if self.wal_bytes > LARGE_WAL_BYTES:
             size = self.wal_bytes // 1024**2
-            return f"{delivered} The outbox's WAL has grown to {size} MiB: `letopis doctor` says what holds it."
+            grown = f"The outbox's WAL has grown to {size} MiB: `letopis doctor` says what holds it."
+            return "large wal", f"{delivered} {grown}"
         if self.incidents:
-            return f"{delivered} An incident closes after a quiet minute."
-        return delivered
+            return "recovered", f"{delivered} An incident closes after a quiet minute."
+        return condition, delivered
 
     def _next_attempt(self) -> str:
         if not self.relay.running:
@@ -380,16 +393,17 @@ def _moment(value: datetime | None) -> str | None:
     return None if value is None else value.isoformat()
 
 
-def _outage(breaker: BreakerStatus) -> str:
+def _outage(breaker: BreakerStatus) -> tuple[Condition, str]:
     since = "" if breaker.since is None else f" since {breaker.since:%Y-%m-%d %H:%M:%S}Z"
     detail = f" ({breaker.detail or breaker.reason})" if breaker.detail or breaker.reason else ""
-    if (breaker.reason or "").startswith(FaultClass.WRONG_STORE):
-        return f"The relay is pointed at another history store than this outbox's{since}{detail}: run `letopis doctor`"
-    if fault_class(breaker.reason) == FaultClass.POISON:
-        return f"The history store answers and refuses every delivery{since}{detail}: run `letopis doctor`"
-    if (breaker.reason or "").startswith(FaultClass.MISCONFIGURED):
-        return f"The history store takes no deliveries{since}{detail}: run `letopis doctor`"
-    return f"The history store is unreachable{since}{detail}"
+    of_outage: dict[str, tuple[Condition, str]] = {
+        FaultClass.WRONG_STORE: ("wrong store", "The relay is pointed at another history store than this outbox's"),
+        FaultClass.POISON: ("refusing", "The history store answers and refuses every delivery"),
+        FaultClass.MISCONFIGURED: ("misconfigured", "The history store takes no deliveries"),
+    }
+    if (known := of_outage.get((breaker.reason or "").partition(" ")[0])) is None:
+        return "unreachable", f"The history store is unreachable{since}{detail}"
+    return known[0], f"{known[1]}{since}{detail}: run `letopis doctor`"
 
 
 def _events(count: int) -> str:

@@ -63,6 +63,7 @@ def status(
     relay: RelayStatus = RUNNING,
     kinds: tuple[IncidentKind, ...] = (),
     lost: int = 0,
+    retrying: int = 0,
     wal_bytes: int = 0,
     oldest: float | None = None,
 ) -> Status:
@@ -73,7 +74,7 @@ def status(
         wal_bytes=wal_bytes,
         oldest_pending_seconds=oldest,
         delivered=0,
-        lanes={"blocked": blocked},
+        lanes={"blocked": blocked, "retrying": retrying},
         lost=lost,
         breaker=breaker or BreakerStatus(),
         relay=relay,
@@ -122,6 +123,15 @@ def test_the_verdict_is_what_the_figures_say(found: Status, healthy: bool, verdi
     shown = console_verdict(found, language("en"))
     assert (shown.level == "good") == healthy or found.wal_bytes > 0
     assert ("late" in shown.title) == ("late" in verdict)
+
+
+def test_status_and_console_name_the_same_trouble() -> None:
+    """A conversation that is retried is not one that is being delivered."""
+    found = status(pending=3, retrying=1)
+
+    assert found.verdict.startswith("1 conversation is being retried: see `letopis outbox list`; 3 events are pending")
+    assert console_verdict(found, language("en")).title == "1 conversation is being retried"
+    assert console_verdict(found, language("ru")).title == "1 разговор доставляется снова"
 
 
 async def test_a_health_check_fails_while_a_running_relay_delivers_nothing(tmp_path: Path) -> None:
