@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from letopis.ops.cli.interface.output import before_note, note
-from letopis.ops.cli.interface.progress import BYTES, Pace, ProgressLine, can_redraw, describe, progress, rounded
+from letopis.ops.cli.interface.progress import BYTES, ProgressLine, can_redraw, describe, progress
 from letopis.ops.cli.show import Tail
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.messages import Message
@@ -22,41 +22,24 @@ class Clock:
         return self.now
 
 
-def paced(*samples: tuple[float, int]) -> Pace:
-    pace = Pace()
-    for now, done in samples:
-        pace.add(now, done)
-    return pace
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        *((0.2, "1 s"), (8.4, "8 s"), (12, "10 s"), (43, "45 s")),
-        *((58, "1 min"), (130, "2 min"), (3_590, "1 h"), (7_800, "2 h 10 min")),
-    ],
-)
-def test_the_rest_is_rounded(seconds: float, text: str) -> None:
-    assert rounded(seconds) == text
-
-
-def test_the_time_left_is_that_of_the_last_half_minute() -> None:
-    assert paced((0, 0)).seconds_left(100) is None
-    assert paced((0, 0), (1, 10)).seconds_left(100) is None, "too early to tell"
-    assert paced((0, 0), (4, 40)).seconds_left(100) == 6.0
-    slow_start = paced((0, 0), (60, 1), (70, 11), (90, 31))
-    assert slow_start.seconds_left(61) == pytest.approx(30.0)
-    assert paced((0, 5), (10, 5)).seconds_left(100) is None, "nothing moves"
-    assert paced((0, 0), (4, 40)).seconds_left(30) == 0
-
-
 def test_what_the_line_says() -> None:
-    assert describe("exporting", 1_200, 5_000, "messages", Pace()) == "exporting: 1,200 of 5,000 messages (24 %)"
-    assert describe("exporting", 7, None, "messages", Pace()) == "exporting: 7 messages"
-    assert describe("a", 40, 100, "events", paced((0, 0), (4, 40))) == "a: 40 of 100 events (40 %), 6 s left"
-    assert describe("a", 40, None, "events", paced((0, 0), (4, 40))) == "a: 40 events, 10 per second"
-    assert describe("importing", 3_100_000, 7_400_000, BYTES, Pace()) == "importing: 3.1 of 7.4 MB (41 %)"
-    assert describe("a", 12, 10, "events", Pace()) == "a: 12 of 10 events (100 %)"
+    assert describe("exporting", 1_200, 5_000, "messages", None) == "exporting: 1,200 of 5,000 messages (24 %)"
+    assert describe("exporting", 7, None, "messages", None) == "exporting: 7 messages"
+    assert describe("a", 40, 100, "events", 66) == "a: 40 of 100 events (40 %), 1 min 6 s left"
+    assert describe("importing", 3_100_000, 7_400_000, BYTES, None) == "importing: 3.1 of 7.4 MB (41 %)"
+    assert describe("a", 12, 10, "events", None) == "a: 12 of 10 events (100 %)"
+
+
+def test_the_time_left_is_that_at_the_pace_of_the_stage() -> None:
+    stream, clock = io.StringIO(), Clock()
+    line = ProgressLine("a", 100, "events", stream=stream, monotonic=clock)
+    for done, passed in ((20, 0), (25, 1), (25, 4), (60, 4), (120, 1)):
+        clock.now += passed
+        line(done)
+    line(70, title="b", total=90)
+
+    shown = [text.split(")")[-1].strip() for text in stream.getvalue().split("\r")[1:]]
+    assert shown == ["", "", ", 1 min 15 s left", ", 9 s left", ", 0 s left", ""], "a new stage has a pace of its own"
 
 
 def test_it_is_drawn_a_few_times_a_second_and_erased() -> None:

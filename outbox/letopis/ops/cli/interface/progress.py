@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
-from letopis.ops.cli.interface.output import before_note, terminal_width, wants_json
+from letopis.ops.cli.interface.output import before_note, format_duration, terminal_width, wants_json
 
 if TYPE_CHECKING:
     from letopis.outbox.history.history import History
 
 REDRAW_SECONDS: Final = 0.2  # least time between two drawings of the line
-WINDOW_SECONDS: Final = 30.0  # the pace is that of the last half minute: a slow start does not spoil the estimate
-STEADY_SECONDS: Final = 2.0  # a run says how much time is left once it has lasted this long
+STEADY_SECONDS: Final = 2.0  # a stage says how much time is left once it has lasted this long
 DEFAULT_COLUMNS: Final = 80  # columns of a terminal that does not say how many it has
 BYTES: Final = "bytes"  # the unit of amounts that are shown in megabytes
 
@@ -36,34 +34,6 @@ def unseen(done: int, *, total: int | None = None, title: str | None = None, uni
     """Take a report that is shown nowhere."""
 
 
-class Pace:
-    """Estimates the rest of a run from its last half minute."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque()
-        self._began: float | None = None
-
-    def add(self, now: float, done: int) -> None:
-        """Note how much is done at a moment, in seconds of a monotonic clock."""
-        if self._began is None:
-            self._began = now
-        self._samples.append((now, done))
-        while len(self._samples) > 2 and self._samples[0][0] < now - WINDOW_SECONDS:
-            self._samples.popleft()
-
-    def per_second(self) -> float | None:
-        """Return the pace; ``None`` while it is not known."""
-        if self._began is None or self._samples[-1][0] - self._began < STEADY_SECONDS:
-            return None
-        (then, before), (now, done) = self._samples[0], self._samples[-1]
-        return (done - before) / (now - then) if now > then and done > before else None
-
-    def seconds_left(self, total: int) -> float | None:
-        """Return how long the rest takes at this pace; ``None`` while that is not known."""
-        pace = self.per_second()
-        return None if pace is None else max(0, total - self._samples[-1][1]) / pace
-
-
 @dataclass(slots=True)
 class ProgressLine:
     """One line of a terminal that is drawn over and over."""
@@ -74,7 +44,7 @@ class ProgressLine:
     _: KW_ONLY
     stream: TextIO
     monotonic: Callable[[], float] = time.monotonic
-    _pace: Pace = field(default_factory=Pace)
+    _began: tuple[float, int] | None = None  # when the stage did, and how much was done then
     _drawn_at: float | None = None
     _width: int = 0
 
@@ -83,16 +53,18 @@ class ProgressLine:
     ) -> None:
         """Show how much is done, at most every 0.2 s."""
         if title is not None and title != self._title:
-            self._title, self._pace, self._total, self._drawn_at = title, Pace(), None, None
+            self._title, self._began, self._total, self._drawn_at = title, None, None, None
         self._total = self._total if total is None else total
         self._unit = self._unit if unit is None else unit
         now = self.monotonic()
         if self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS:
             return
-        self._drawn_at = now
-        self._pace.add(now, done)
+        began, before = self._began = self._began or (now, done)
+        self._drawn_at, left = now, None
+        if self._total and done > before and now - began >= STEADY_SECONDS:
+            left = max(0, self._total - done) * (now - began) / (done - before)
         width = terminal_width(self.stream) or DEFAULT_COLUMNS
-        line = describe(self._title, done, self._total, self._unit, self._pace)[: max(20, width) - 1]
+        line = describe(self._title, done, self._total, self._unit, left)[: max(20, width) - 1]
         self.stream.write(f"\r{line.ljust(self._width)}")
         self.stream.flush()
         self._width = len(line)
@@ -105,32 +77,14 @@ class ProgressLine:
         self._width, self._drawn_at = 0, None
 
 
-def describe(title: str, done: int, total: int | None, unit: str, pace: Pace) -> str:
+def describe(title: str, done: int, total: int | None, unit: str, left: float | None) -> str:
     """Return the line: ``exporting: 1,200 of 5,000 messages (24 %), 12 s left``."""
-    words = f"{title}: "
     if unit == BYTES:
-        words += f"{done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB")
+        words = f"{title}: {done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB")
     else:
-        words += f"{done:,}" + (f" of {total:,} {unit}" if total else f" {unit}")
-    if total:
-        words += f" ({min(100, done * 100 // total)} %)"
-        left = pace.seconds_left(total)
-        return words if left is None else f"{words}, {rounded(left)} left"
-    speed = pace.per_second()
-    return words if speed is None or unit == BYTES else f"{words}, {speed:,.0f} per second"
-
-
-def rounded(seconds: float) -> str:
-    """Return a duration as exact as an estimate is: ``8 s``, ``40 s``, ``3 min``, ``2 h 10 min``."""
-    if seconds < 10:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 55:
-        return f"{round(seconds / 5) * 5} s"
-    minutes = max(1, round(seconds / 60))
-    if minutes < 60:
-        return f"{minutes} min"
-    minutes = round(minutes / 10) * 10
-    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+        words = f"{title}: {done:,}" + (f" of {total:,} {unit}" if total else f" {unit}")
+    share = f" ({min(100, done * 100 // total)} %)" if total else ""
+    return words + share + ("" if left is None else f", {format_duration(left)} left")
 
 
 def can_redraw(stream: TextIO) -> bool:
