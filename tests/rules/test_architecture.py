@@ -361,6 +361,15 @@ def test_every_error_that_a_docstring_names_comes_from_the_top_package() -> None
     assert {name for name in named - set(letopis.__all__) if not hasattr(builtins, name)} == set()
 
 
+@pytest.mark.parametrize("package", [letopis.store, letopis.outbox], ids=lambda package: package.__name__)
+def test_type_checkers_see_the_names_that_are_loaded(package: typing.Any) -> None:
+    seen = re.findall(
+        rf"    from {package.__name__}\.([\w.]+) import (\w+) as \2\n", Path(package.__file__).read_text()
+    )
+
+    assert {name: module for module, name in seen} == package.ROOMS
+
+
 def test_a_public_name_says_where_it_is_imported_from() -> None:
     assert repr(letopis.History) == "<class 'letopis.outbox.History'>"
     assert {getattr(letopis.outbox, name).__module__ for name in letopis.outbox.__all__} == {"letopis.outbox"}
