@@ -38,6 +38,8 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
 
     The relay does the same once an hour. Exits with 3 if nothing is due.
     """
+    from letopis.outbox.operations.pending_events import picked
+
     config = settings()
     if config.retention.content is None:
         raise click.UsageError("There are no rules: write a table [retention.content] into letopis.toml.")
@@ -47,30 +49,13 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
         rule = rules.setdefault(found.rule, {"conversations": 0, "messages": 0})
         rule["conversations"] += 1
         rule["messages"] += found.messages
+    about = ("conversation_id", "owner_id", "rule", "upto", "messages", "oldest_kept")
     emit(
         {
             "dry_run": dry_run,
             "rules": rules,
-            "conversations": [
-                {
-                    "conversation_id": found.conversation_id,
-                    "owner_id": found.owner_id,
-                    "rule": found.rule,
-                    "upto": found.upto,
-                    "messages": found.messages,
-                    "oldest_kept": None if found.oldest_kept is None else found.oldest_kept.isoformat(),
-                }
-                for found in due
-            ],
-            "checkpoints": [
-                {
-                    "conversation_id": thread.conversation_id,
-                    "namespace": thread.namespace,
-                    "rule": thread.rule,
-                    "checkpoints": thread.checkpoints,
-                }
-                for thread in threads
-            ],
+            "conversations": [picked(found, *about) for found in due],
+            "checkpoints": [thread._asdict() for thread in threads],
             "pending": pending,
         },
         text=_text(due, threads),
@@ -89,14 +74,10 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
 
 
 def _text(due: list[DueContent], threads: list[Pruned]) -> str:
+    kept = [minute(found.oldest_kept) if found.oldest_kept else "none" for found in due]
     rows = [
-        (
-            printable(found.conversation_id),
-            printable(found.rule),
-            str(found.messages),
-            f"{found.oldest_kept:%Y-%m-%d %H:%M}Z" if found.oldest_kept else "none",
-        )
-        for found in due
+        (printable(found.conversation_id), printable(found.rule), str(found.messages), oldest)
+        for found, oldest in zip(due, kept, strict=True)
     ]
     found = [table(("CONVERSATION", "RULE", "MESSAGES", "OLDEST KEPT"), rows)] if rows else []
     if threads:
