@@ -134,11 +134,12 @@ def _content(connection: sa.Connection) -> Finding:
 def _relay(connection: sa.Connection) -> Iterator[Finding]:
     status = read_status(connection, now_us=time.time_ns() // 1_000)
     yield _holder(status)
+    if (outage := status.outage()) is not None and status.relay.running:
+        if outage[0] == "unreachable":
+            yield warn("delivery", outage[1], "see the checks of the store; the relay keeps retrying")
+        else:
+            yield fail("delivery", outage[1], "an operator has to fix what it names; nothing is lost meanwhile")
     condition, verdict = status.judge()
-    if condition == "unreachable":
-        yield warn("delivery", verdict, "see the checks of the store; the relay keeps retrying")
-    elif condition in ("wrong store", "refusing", "misconfigured"):
-        yield fail("delivery", verdict, "an operator has to fix what it names; nothing is lost meanwhile")
     if condition in _STUCK:
         yield fail("stuck", verdict, _STUCK[condition])
     elif status.incidents:

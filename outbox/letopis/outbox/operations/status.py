@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 
 from letopis.outbox.alerting.incident_table import open_incidents_of
-from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
+from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.known_erasures import missing_of
 from letopis.outbox.event_log.lanes import lane_counts_of
@@ -37,6 +37,11 @@ Condition = Literal[
     "relay paused", "no relay", "overdue", "retrying", "paused", "late", "recovered", "large wal", "delivering", "idle",
 ]  # fmt: skip
 
+_OUTAGES: Final[dict[str, tuple[Condition, str]]] = {
+    FaultClass.WRONG_STORE: ("wrong store", "The relay is pointed at another history store than this outbox's"),
+    FaultClass.POISON: ("refusing", "The history store answers and refuses every delivery"),
+    FaultClass.MISCONFIGURED: ("misconfigured", "The history store takes no deliveries"),
+}
 _PAUSE: Final = "SELECT since, reason FROM letopis_outbox_pause"
 
 
@@ -234,9 +239,9 @@ class Status:
                 f"{_conversations(blocked)} {'is' if blocked == 1 else 'are'} blocked: see `letopis outbox list`."
                 " Nothing is lost."
             )
-        if self.breaker.state != "closed":
-            condition, outage = _outage(self.breaker)
-            return condition, f"{outage}; {pending}{self._next_attempt()}."
+        if (outage := self.outage()) is not None:
+            see = "" if outage[0] == "unreachable" else ": run `letopis doctor`"
+            return outage[0], f"{outage[1]}{see}; {pending}{self._next_attempt()}."
         if relay.paused_since is not None and self.pending:
             return "relay paused", f"The relay is paused; {pending}. `letopis resume` continues."
         if self.pending and not relay.running:
@@ -269,6 +274,16 @@ class Status:
         if self.incidents:
             return "recovered", f"{delivered} An incident closes after a quiet minute."
         return condition, delivered
+
+    def outage(self) -> tuple[Condition, str] | None:
+        """Return why the relay delivers nothing, whatever else matters more; ``None`` while it delivers."""
+        breaker = self.breaker
+        if breaker.state == "closed":
+            return None
+        since = "" if breaker.since is None else f" since {breaker.since:%Y-%m-%d %H:%M:%S}Z"
+        detail = f" ({breaker.detail or breaker.reason})" if breaker.detail or breaker.reason else ""
+        condition, what = _OUTAGES.get(fault_class(breaker.reason), ("unreachable", "The history store is unreachable"))
+        return condition, f"{what}{since}{detail}"
 
     def _next_attempt(self) -> str:
         if not self.relay.running:
@@ -391,19 +406,6 @@ def _json(value: BreakerStatus | RelayStatus | RetentionStatus) -> dict[str, Any
 
 def _moment(value: datetime | None) -> str | None:
     return None if value is None else value.isoformat()
-
-
-def _outage(breaker: BreakerStatus) -> tuple[Condition, str]:
-    since = "" if breaker.since is None else f" since {breaker.since:%Y-%m-%d %H:%M:%S}Z"
-    detail = f" ({breaker.detail or breaker.reason})" if breaker.detail or breaker.reason else ""
-    of_outage: dict[str, tuple[Condition, str]] = {
-        FaultClass.WRONG_STORE: ("wrong store", "The relay is pointed at another history store than this outbox's"),
-        FaultClass.POISON: ("refusing", "The history store answers and refuses every delivery"),
-        FaultClass.MISCONFIGURED: ("misconfigured", "The history store takes no deliveries"),
-    }
-    if (known := of_outage.get((breaker.reason or "").partition(" ")[0])) is None:
-        return "unreachable", f"The history store is unreachable{since}{detail}"
-    return known[0], f"{known[1]}{since}{detail}: run `letopis doctor`"
 
 
 def _events(count: int) -> str:

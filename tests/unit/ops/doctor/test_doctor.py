@@ -198,7 +198,10 @@ class TestRelay:
         async with held(outbox):
             change(outbox, f"UPDATE letopis_outbox_relay SET breaker = 'open', breaker_reason = '{reason}'")
             findings = await found(outbox)
+            change(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
+            with_blocked = await found(outbox)
         assert (findings["delivery"].level, reason in findings["delivery"].said) == (expected, True)
+        assert (with_blocked["delivery"], with_blocked["stuck"].level) == (findings["delivery"], Level.FAIL)
 
     async def test_one_that_is_held_back(self, outbox: Path) -> None:
         file = await OutboxFile.open(outbox)
