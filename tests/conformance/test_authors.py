@@ -9,12 +9,12 @@ import sqlalchemy as sa
 from letopis.outbox import History
 from letopis.outbox.history.authored import authored
 from letopis.outbox.history.exporter import Exporter
-from letopis.outbox.history.transcript_page import TranscriptPage
 from letopis.store import ConversationStore, InvalidInput, Message, MessageRedacted, StoreUnavailable
 from letopis.store.database.schema import messages
 from letopis.store.model.events import utc_now
 from letopis.store.ops.rebuild import rebuild
 from letopis.store.testing.outbox import Outbox
+from letopis.store.transfer.transcript_page import TranscriptPage
 from tests.support.sayings import change, drain, send
 
 TOKEN = "t0ken-of-"

@@ -24,10 +24,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from letopis.store.database import sqlite
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.private_files import create_private_file
 from letopis.store.database.sqlite import install_sqlite_events
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import ConfigurationError
+from letopis.store.private_files import create_private_file
 from tests.support.child import ran
 from tests.support.platforms import own_threads, posix_only
 

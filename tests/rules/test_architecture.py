@@ -26,8 +26,8 @@ from tests.support.paths import ROOT
 ROOMS = {
     package: rooms.split()
     for package, rooms in {
-        "letopis.store": "errors cancellation model rules database holds read projections search write maintenance"
-        " components runtime erasures conversation_store transfer testing ops",
+        "letopis.store": "errors cancellation private_files model rules database holds read projections search write"
+        " maintenance components runtime erasures conversation_store transfer testing ops",
         "letopis.outbox": "telemetry concurrency retry event_log file alerting relay operations pending_reads drafts"
         " history sync",
         "letopis.ops": "config verify new_origin salvage doctor transfer daemon cli",

@@ -12,7 +12,7 @@ from letopis import ConversationStore, History
 from letopis.console.access import Gate
 from letopis.console.application import console_of
 from letopis.outbox.history.exporter import Exporter, RecordSource
-from letopis.outbox.history.transcript_page import TranscriptPage
+from letopis.store.transfer.transcript_page import TranscriptPage
 from tests.proof.erasure.acts import COMMON
 
 ALL: Final = ("active", "archived", "deleted")

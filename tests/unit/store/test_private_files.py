@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store.database import private_files
+from letopis.store import private_files
 
 
 def test_a_flush_is_a_full_one_where_the_system_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,14 @@ def retain(dry_run: bool, wait: bool, timeout: float | None, yes: bool) -> None:
 
 
 def _text(due: list[DueContent], threads: list[Pruned]) -> str:
-    kept = [minute(found.oldest_kept) if found.oldest_kept else "none" for found in due]
     rows = [
-        (printable(found.conversation_id), printable(found.rule), str(found.messages), oldest)
-        for found, oldest in zip(due, kept, strict=True)
+        (
+            printable(found.conversation_id),
+            printable(found.rule),
+            str(found.messages),
+            f"{found.oldest_kept:%Y-%m-%d %H:%M}Z" if found.oldest_kept else "none",
+        )
+        for found in due
     ]
     found = [table(("CONVERSATION", "RULE", "MESSAGES", "OLDEST KEPT"), rows)] if rows else []
     if threads:

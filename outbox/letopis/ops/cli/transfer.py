@@ -253,8 +253,8 @@ class _Choice:
 
 async def _export(stream: BinaryIO, readable: BinaryIO | None, chosen: _Choice, report: ProgressReport) -> Exporter:
     from letopis.outbox.history.exporter import Exporter, Incomplete, RecordSource
-    from letopis.outbox.history.transcript_page import TranscriptPage
     from letopis.store.model.events import utc_now
+    from letopis.store.transfer.transcript_page import TranscriptPage
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
         flow = Exporter(

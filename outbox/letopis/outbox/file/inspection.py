@@ -14,8 +14,8 @@ from letopis.outbox.file.sqlite_errors import code_of, is_full, translate
 from letopis.store.database import open_files
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.migrations import STORE, Migrations, Revision, SchemaState, revision_of
-from letopis.store.database.private_files import create_private_file
 from letopis.store.errors import ConfigurationError, OutboxUnavailable
+from letopis.store.private_files import create_private_file
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL

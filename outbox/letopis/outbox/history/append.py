@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from letopis.outbox.drafts.writer_lock import WriterLock
 from letopis.outbox.event_log.append_encoding import After, Prepared, prepare
 from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
-from letopis.outbox.history.joint_write import append_in
+from letopis.outbox.file.joint_write import append_in
 from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.errors import (
     ConversationGone,

@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.history.authored import authored, conversation_of
 from letopis.outbox.history.readable import ReadableHistory
-from letopis.outbox.history.transcript_page import TranscriptPage
 from letopis.outbox.pending_reads.record_reads import stored_record
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import LetopisError, StoreUnavailable
@@ -24,6 +23,7 @@ from letopis.store.read.paging import Window
 from letopis.store.read.records import RecordsView
 from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
+from letopis.store.transfer.transcript_page import TranscriptPage
 
 T = TypeVar("T")
 

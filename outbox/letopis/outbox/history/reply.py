@@ -32,9 +32,9 @@ from letopis.store.model.messages import Message
 from letopis.store.model.parts import Part
 
 if TYPE_CHECKING:
+    from letopis.outbox.file.joint_write import CompanionWrite, TransactionEnd
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.append import Appender
-    from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
 
 logger: Final = logging.getLogger("letopis.outbox.history")
 

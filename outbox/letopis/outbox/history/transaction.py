@@ -19,8 +19,8 @@ from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange, p
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records.changes import prepare_delete, together
 from letopis.outbox.file.committer import LOCK_TIMEOUT_SECONDS
+from letopis.outbox.file.joint_write import CompanionWrite, TransactionEnd, is_open, write
 from letopis.outbox.file.sqlite_errors import is_busy, translate
-from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
 from letopis.outbox.history.options import AppendOptions
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.history.records import (

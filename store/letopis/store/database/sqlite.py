@@ -23,10 +23,10 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from letopis.store.cancellation import run_to_completion
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.private_files import create_private_file
 from letopis.store.database.sqlite_connection import LockReleasingConnection, SQLiteConnection, file_id
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.errors import ConfigurationError
+from letopis.store.private_files import create_private_file
 
 JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates its WAL after a checkpoint."""

@@ -344,7 +344,7 @@ async def test_a_cancelled_append_is_not_committed_by_half(tmp_path: Path, monke
 
             return append_events(Mock(wraps=cursor, executemany=executemany), *args, **options)
 
-        monkeypatch.setattr("letopis.outbox.history.joint_write.append_events", cut_off)
+        monkeypatch.setattr("letopis.outbox.file.joint_write.append_events", cut_off)
         async with history.outbox.engine.begin() as connection:
             task = asyncio.create_task(history.append_in(connection, "c1", Message.user("two")))
             with pytest.raises(asyncio.CancelledError):

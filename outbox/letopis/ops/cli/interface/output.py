@@ -76,7 +76,7 @@ def write(data: bytes) -> None:
 @contextmanager
 def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
     """Open ``file``, or stdout for ``-``, for its owner only. It appears when the block ends without an error."""
-    from letopis.store.database.private_files import flush_to_disk
+    from letopis.store.private_files import flush_to_disk
 
     if file == "-":
         yield sys.stdout.buffer
