@@ -43,6 +43,36 @@ def served(folder: Path, port: int, model: str) -> Iterator[None]:
         process.communicate(timeout=60)
 
 
+def test_a_read_that_comes_late_does_not_wipe_what_was_sent_meanwhile(tmp_path: Path, browser: Any) -> None:
+    port = free_port()
+    tea = pieces_of("tea", COUNT)
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MILLISECONDS)
+    first_read: list[tuple[Any, Any]] = []
+
+    def hold_first_read(route: Any) -> None:
+        first_read.append((route, route.fetch()))
+
+    page.route("**/chats/tea", hold_first_read, times=1)
+    with fake_openai(COUNT) as fake:
+        fake.second_half.clear()
+        with served(tmp_path, port, fake.url):
+            page.goto(f"http://127.0.0.1:{port}/", wait_until="commit")
+            page.wait_for_function("document.querySelector('form')")
+            while not first_read:
+                page.wait_for_timeout(10)
+            page.get_by_label("Message").fill("tea")
+            page.get_by_role("button").click()
+            page.get_by_text(tea[COUNT // 2 - 1].strip()).wait_for()
+            [(route, response)] = first_read
+            with page.expect_event("requestfinished"):
+                route.fulfill(response=response)
+            page.evaluate("fetch('/favicon.ico').then(() => new Promise(requestAnimationFrame))")
+            assert page.locator("p").all_inner_texts() == ["tea", "".join(tea[: COUNT // 2]).strip()]
+            fake.second_half.set()
+    page.close()
+
+
 def test_a_page_that_is_reloaded_shows_the_answer_as_it_is_written(tmp_path: Path, browser: Any) -> None:
     port = free_port()
     tea, rain = (pieces_of(question, COUNT) for question in ("tea", "rain"))
