@@ -75,6 +75,28 @@ async def test_a_reply_ends_whose_owner_only_the_store_knows(
     await assert_nowhere(WORDS, store, one, two)
 
 
+@pytest.mark.parametrize("asker", [0, 1])
+@pytest.mark.parametrize("how", ["reset", "delete"])
+async def test_what_was_delivered_before_a_draft_named_its_owner_is_erased_with_the_owner(
+    store: ConversationStore, bots: Bots, asker: int, how: Any
+) -> None:
+    """Whether the outbox that holds the draft asks, or another one."""
+    one, two = bots
+    await one.append("hello", Message.user("hello"), owner="41")
+    await said(two, "chat")
+    await drain(one, two)
+    await abandon_draft(two, "chat", owner="42")
+    await bots[asker].erase(owner="42", how=how)
+    await drain(one, two)
+    if how == "reset":
+        await two.append("chat", Message.user("said later"), owner="42")
+        await drain(two)
+
+    assert [message.text for message in await store.messages("chat")] == ["said later"] * (how == "reset")
+    assert [message.text for message in await store.messages("hello")] == ["hello"]
+    await assert_nowhere(WORDS, store, one, two)
+
+
 @on_sqlite
 async def test_a_reply_goes_on_in_a_conversation_on_hold(store: ConversationStore, bots: Bots) -> None:
     one, two = bots

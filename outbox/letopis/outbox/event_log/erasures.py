@@ -70,11 +70,14 @@ _CONVERSATIONS_OF: Final = " UNION ".join(
     f"SELECT conversation_id FROM letopis_outbox_{table} WHERE {{subject}} = ?1" for table in _TABLES
 )
 _LANES: Final = (
-    "SELECT conversation_id, head, delivered, deleted_at FROM letopis_outbox_lanes"
+    "SELECT conversation_id, owner_id, head, delivered, deleted_at FROM letopis_outbox_lanes"
     " WHERE conversation_id IN (SELECT value FROM json_each(?))"
 )
+# The store may not know whose a conversation is that only a pending event, a draft or an unconfirmed reply names.
 _OPEN: Final = (
-    "SELECT conversation_id FROM letopis_outbox_lanes WHERE {subject} = ? AND delivered < head AND deleted_at = 0"
+    "SELECT conversation_id FROM letopis_outbox_lanes WHERE deleted_at = 0 AND (owner_id = ?1 AND delivered < head"
+    " OR owner_id IS NULL AND conversation_id IN (SELECT conversation_id FROM letopis_outbox_drafts WHERE owner_id = ?1"
+    " UNION SELECT conversation_id FROM letopis_outbox_unconfirmed WHERE owner_id = ?1))"
 )
 _FORGET_OWNER: Final = "DELETE FROM letopis_outbox_owners WHERE owner_id = ?"
 _KEYS: Final = (
@@ -143,8 +146,8 @@ def note_owner(connection: sa.Connection, owner: str, conversation_ids: Collecti
 
 
 def open_conversations(connection: sa.Connection, erasure: Erasure) -> list[str]:
-    """Return the conversations of an erasure of which the store may have a part, and not know that it is of it."""
-    return [row[0] for row in fetch_all(connection, _OPEN.format(subject=_SUBJECT[erasure.kind]), (erasure.subject,))]
+    """Return the conversations of an owner of which the store may have a part, and not know that it is the owner's."""
+    return [row[0] for row in fetch_all(connection, _OPEN, (erasure.subject,))]
 
 
 def begin_erasure(
@@ -276,9 +279,11 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, known: KnownByStor
     names, appends = _conversations_of(cursor, erasure, held, known), list[Prepared]()
     for name in names:
         carry_out(cursor, ErasurePlan(lane=name, cause=_CAUSE[erasure.kind]), logged=False)
-    for name, head, delivered, deleted_at in query_all(cursor, _LANES, (_listed(names),)):
-        ending = None if deleted_at else _ending(erasure, name, head, delivered, known.bounds.get(name))
-        if head > delivered and ending is not None:
+    for name, owner, head, delivered, deleted_at in query_all(cursor, _LANES, (_listed(names),)):
+        # A draft alone may have named the owner.
+        owner = owner or (None if erasure.kind == "conversation" else erasure.subject)
+        ending = None if deleted_at else _ending(erasure, name, owner, head, delivered, known.bounds.get(name))
+        if ending is not None and (head > delivered or name in known.bounds):
             appends.append(ending)
     for outcome in append_events(cursor, appends, now_us=now_us) if appends else ():
         if isinstance(outcome, Exception):
@@ -292,14 +297,16 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, known: KnownByStor
     return newest_position(cursor)
 
 
-def _ending(erasure: Erasure, name: str, head: int, delivered: int, bound: int | None) -> Prepared | None:
+def _ending(
+    erasure: Erasure, name: str, owner: str | None, head: int, delivered: int, bound: int | None
+) -> Prepared | None:
     """Return the event that ends or empties a conversation with pending events; ``None`` where the store knows it."""
     # What the store held when the erasure was recorded is reset there, by whoever asked for it. A reset from here would
     # erase what others have said since, so it has no effect where another outbox has the conversation too.
     if erasure.how == "delete":
-        return prepare(name, [ConversationDeleted(reason=erasure.reason)])
+        return prepare(name, [ConversationDeleted(reason=erasure.reason)], owner=owner)
     if bound is not None:
-        return prepare(name, [ConversationRewound(reason=erasure.reason, erase=True, upto=bound)])
+        return prepare(name, [ConversationRewound(reason=erasure.reason, erase=True, upto=bound)], owner=owner)
     if delivered:
         return None
     body = ConversationRewound(reason=erasure.reason, erase=True)
