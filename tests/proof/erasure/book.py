@@ -37,6 +37,7 @@ class Box:
     :ivar copied: what it was copied from.
     :ivar copied_at: the number of acts that there were when it was copied.
     :ivar replaced: the act with which its file was replaced by an older copy.
+    :ivar skipped: the events that an operator has skipped, which the file keeps to be put back.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Box:
     copied: Box | None = None
     copied_at: int = 0
     replaced: float = inf
+    skipped: set[UUID] = field(default_factory=set)
 
     def carried_at(self, number: int) -> float:
         return next((act for act, upto in self.carries if upto >= number), inf)

@@ -92,14 +92,16 @@ class Judgement:
     def in_file(self, box: Box) -> set[str]:
         """Return the words that the file of an outbox may hold."""
         said = {word for word in self.book.words if box.stems_from(word.act.box)}
-        return {word.text for word in said if not any(effect.file for effect in self.effects[word])}
+        stays = {word for word in said if not any(effect.file for effect in self.effects[word])}
+        return {word.text for word in said if word in stays or word.act.event in box.skipped}
 
     # What was erased.
 
     def _fate(self, word: Word) -> Fate:
         act, fate = word.act, max((effect.store for effect in self.effects[word]), default=Fate.ALIVE)
         if word.kind == "record":
-            return max(fate, Fate(act.outcome))
+            # A file that was put back from a copy may have had it pending.
+            return max(fate, Fate(act.outcome), Fate.ALIVE if act.box.replaced == inf else Fate.EITHER)
         if act.outcome is Outcome.REFUSED or self.entries[word] is not None:
             return fate
         if act.outcome is Outcome.DONE and fate is Fate.ALIVE and act.box.replaced == inf:
@@ -132,8 +134,12 @@ class Judgement:
             return None
         earlier = act.box is word.act.box and word.act.index < act.index
         entry = self._by_event.get(act.event) if act.event is not None else None
-        aside = None if entry is None else self._is_aside(act.chat, entry.position)
-        if aside is False:
+        said = (other for other in self.book.acts if (other.chat, other.message) == (act.chat, act.message))
+        aside = None if entry is None else self._is_aside(act.chat, entry.position, said)
+        if aside is False and entry is not None:
+            ends = self.events(act.chat, "conversation.deleted")
+            if any(end.version < entry.version and not self._is_aside(act.chat, end.position) for end in ends):
+                return Effect(Fate.EITHER)  # nothing has an effect in a deleted conversation: forks go on reading it
             return Effect(Fate.GONE, file=earlier)
         # A note that comes after the redaction leaves at once, and does not come back where a hold sets that aside.
         return Effect(Fate.EITHER) if aside is None or act.box is word.act.box else None
@@ -175,8 +181,11 @@ class Judgement:
         if word.kind in STATE or there is None:
             return
         for entry in self.events(word.act.chat, "conversation.trimmed"):
-            aside = self._is_aside(word.act.chat, entry.position)
-            if not aside and there.version <= entry.data["upto"]:
+            upto = entry.data["upto"]
+            texts = ((text.act, self.entries[text]) for text in self.book.words if text.kind == "text")
+            said = (act for act, at in texts if act.chat is word.act.chat and at is not None and at.version <= upto)
+            aside = self._is_aside(word.act.chat, entry.position, said)
+            if not aside and there.version <= upto:
                 # In a store that was set back, the versions of a trim from before may be of other events.
                 own = self._boxes.get(entry.origin) is word.act.box and self.book.restored < 0
                 fate, at = Fate.GONE if aside is False else Fate.EITHER, entry.position
@@ -263,9 +272,12 @@ class Judgement:
             return "authored"
         return True if True in known else "late" if "late" in known else None if known else False
 
-    def _is_aside(self, chat: Chat, position: int) -> bool | None:
-        """Whether an erasure that arrived then met a hold."""
+    def _is_aside(self, chat: Chat, position: int, said: Iterable[Act] = ()) -> bool | None:
+        """Whether an erasure that arrived then met a hold, be it on the author of one of some messages."""
+        authors = {act.author for act in said}
         for hold in self.book.holds:
+            if hold.kind == "owner" and hold.subject in authors and hold.since < position <= hold.until:
+                return True
             if hold.protects(chat) and hold.since < position <= hold.until:
                 return True if hold.kind == "conversation" or self._named_by(chat, position) else None
         return False
