@@ -97,19 +97,22 @@ async def test_what_was_delivered_before_a_draft_named_its_owner_is_erased_with_
     await assert_nowhere(WORDS, store, one, two)
 
 
+@pytest.mark.parametrize("pending", [[], ["pending here"]])
 @pytest.mark.parametrize("how", ["reset", "delete"])
 async def test_a_draft_that_names_another_owner_erases_nothing_of_theirs(
-    store: ConversationStore, bots: Bots, how: Any
+    store: ConversationStore, bots: Bots, how: Any, pending: list[str]
 ) -> None:
     one, two = bots
     await one.append("chat", Message.user("of 41"), owner="41")
     await two.append("chat", Message.user("said here"))
     await drain(one, two)
+    for words in pending:
+        await two.append("chat", Message.user(words))
     await abandon_draft(two, "chat", owner="42")
     await two.erase(owner="42", how=how)
     await drain(one, two)
 
-    assert [message.text for message in await store.messages("chat")] == ["of 41", "said here"]
+    assert [message.text for message in await store.messages("chat")] == ["of 41", "said here", *pending]
     await assert_nowhere(WORDS, store, one, two)
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import check_row_count
-from letopis.store.database.schema import erasures, events, holds, log_heads, of_conversation, origins
+from letopis.store.database.schema import conversations, erasures, events, holds, log_heads, of_conversation, origins
 from letopis.store.database.store_identity import check_counters, check_identity, check_not_moved, read_identity
 from letopis.store.errors import InvalidInput
 from letopis.store.holds import refuse_held
@@ -31,7 +31,12 @@ HeldKind = Literal["owner", "conversation"]
 
 _BOUND: Final = (
     sa.select(events.c.version)
-    .where(*of_conversation(events), events.c.position <= sa.bindparam("position"))
+    .where(
+        *of_conversation(events),
+        events.c.position <= sa.bindparam("position"),
+        # Without an owner to compare with, this leaves nothing out.
+        ~sa.exists().where(*of_conversation(conversations), conversations.c.owner_id != sa.bindparam("owner")),
+    )
     .order_by(events.c.version.desc())
     .limit(1)
 )
@@ -216,15 +221,20 @@ class ErasureRegister:
         number: int | None = (await self._rows(matching))[0][0]
         return number
 
-    async def erasure_bounds(self, number: int, conversation_ids: Collection[str]) -> dict[str, int]:
+    async def erasure_bounds(
+        self, number: int, conversation_ids: Collection[str], *, owner: str | None = None
+    ) -> dict[str, int]:
         """Return the last version that each of some conversations had when an erasure was recorded.
 
         Those that began later are left out. It is the ``upto`` of a reset that spares what was said since.
 
+        :param owner: leave out those that belong to somebody else.
         :raises InvalidInput: there is no such erasure, or an id is not valid.
         """
         check_whole(number, "number", 0, INTEGER_MAX)
         names = [check_identifier(name, "conversation_id") for name in conversation_ids]
+        if owner is not None:
+            check_identifier(owner, "owner")
 
         async def read(_: object, connection: AsyncConnection) -> dict[str, int]:
             recorded = sa.select(erasures.c.positions).where(erasures.c.number == number)
@@ -233,7 +243,7 @@ class ErasureRegister:
             last, bounds = orjson.loads(positions), dict[str, int]()
             for name in names:
                 partition = partition_of(name, len(last))
-                key = {"partition": partition, "conversation": name, "position": last[partition]}
+                key = {"partition": partition, "conversation": name, "position": last[partition], "owner": owner}
                 if (version := (await connection.execute(_BOUND, key)).scalar()) is not None:
                     bounds[name] = version
             return bounds

@@ -280,10 +280,15 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, known: KnownByStor
     for name in names:
         carry_out(cursor, ErasurePlan(lane=name, cause=_CAUSE[erasure.kind]), logged=False)
     for name, owner, head, delivered, deleted_at in query_all(cursor, _LANES, (_listed(names),)):
-        # A draft alone may have named the owner.
-        owner = owner or (None if erasure.kind == "conversation" else erasure.subject)
-        ending = None if deleted_at else _ending(erasure, name, owner, head, delivered, known.bounds.get(name))
-        if ending is not None and (head > delivered or name in known.bounds):
+        bound = known.bounds.get(name)
+        if deleted_at or (head == delivered and bound is None):
+            continue
+        if owner is None and erasure.kind != "conversation":
+            # Only a draft or an unconfirmed reply names the owner here. Without a bound, the store knows another one.
+            if delivered and bound is None:
+                continue
+            owner = erasure.subject
+        if (ending := _ending(erasure, name, owner, head, delivered, bound)) is not None:
             appends.append(ending)
     for outcome in append_events(cursor, appends, now_us=now_us) if appends else ():
         if isinstance(outcome, Exception):

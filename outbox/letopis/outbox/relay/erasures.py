@@ -168,11 +168,10 @@ class ErasureCarrier:
                 await self._outbox.write(partial(note_owner, owner=owner, conversation_ids=owned))
         if not of_owner:
             return NOTHING_KNOWN
-        # Whom a draft names by mistake does not own what the store knows as another's.
-        stored = {name: await self._store.conversation(name) for name in names}
-        theirs = [name for name, row in stored.items() if row is None or row.owner_id in (None, erasure.subject)]
+        register = self._store.erasures
         return KnownByStore(
-            await self._store.erasures.erasure_bounds(erasure.number, theirs) if theirs else {},
+            # Whom a draft names by mistake does not own what the store knows as another's.
+            await register.erasure_bounds(erasure.number, names, owner=erasure.subject) if names else {},
             [name async for owned in self._owned_by(erasure.subject, conversations_of_records) for name in owned],
         )
 
