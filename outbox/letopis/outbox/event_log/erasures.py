@@ -73,11 +73,11 @@ _LANES: Final = (
     "SELECT conversation_id, owner_id, head, delivered, deleted_at FROM letopis_outbox_lanes"
     " WHERE conversation_id IN (SELECT value FROM json_each(?))"
 )
-# The store may not know whose a conversation is that only a pending event, a draft or an unconfirmed reply names.
+# The store may not know whose a conversation is if only a pending event or a draft names the owner.
 _OPEN: Final = (
     "SELECT conversation_id FROM letopis_outbox_lanes WHERE deleted_at = 0 AND (owner_id = ?1 AND delivered < head"
-    " OR owner_id IS NULL AND conversation_id IN (SELECT conversation_id FROM letopis_outbox_drafts WHERE owner_id = ?1"
-    " UNION SELECT conversation_id FROM letopis_outbox_unconfirmed WHERE owner_id = ?1))"
+    " OR owner_id IS NULL AND conversation_id IN (SELECT conversation_id FROM letopis_outbox_drafts"
+    " WHERE owner_id = ?1))"
 )
 _FORGET_OWNER: Final = "DELETE FROM letopis_outbox_owners WHERE owner_id = ?"
 _KEYS: Final = (
@@ -283,12 +283,10 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, known: KnownByStor
         bound = known.bounds.get(name)
         if deleted_at or (head == delivered and bound is None):
             continue
-        if owner is None and erasure.kind != "conversation":
-            # Only a draft or an unconfirmed reply names the owner here. Without a bound, the store knows another one.
-            if delivered and bound is None:
-                continue
-            owner = erasure.subject
-        if (ending := _ending(erasure, name, owner, head, delivered, bound)) is not None:
+        # Only a draft names the owner here. Without a bound, the store knows another one.
+        if owner is None and erasure.kind != "conversation" and delivered and bound is None:
+            continue
+        if (ending := _ending(erasure, name, head, delivered, bound)) is not None:
             appends.append(ending)
     for outcome in append_events(cursor, appends, now_us=now_us) if appends else ():
         if isinstance(outcome, Exception):
@@ -302,16 +300,16 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, known: KnownByStor
     return newest_position(cursor)
 
 
-def _ending(
-    erasure: Erasure, name: str, owner: str | None, head: int, delivered: int, bound: int | None
-) -> Prepared | None:
+def _ending(erasure: Erasure, name: str, head: int, delivered: int, bound: int | None) -> Prepared | None:
     """Return the event that ends or empties a conversation with pending events; ``None`` where the store knows it."""
     # What the store held when the erasure was recorded is reset there, by whoever asked for it. A reset from here would
     # erase what others have said since, so it has no effect where another outbox has the conversation too.
     if erasure.how == "delete":
-        return prepare(name, [ConversationDeleted(reason=erasure.reason)], owner=owner)
+        return prepare(name, [ConversationDeleted(reason=erasure.reason)])
     if bound is not None:
-        return prepare(name, [ConversationRewound(reason=erasure.reason, erase=True, upto=bound)], owner=owner)
+        # Named for the steps that follow: the draft that did so is gone.
+        body = ConversationRewound(reason=erasure.reason, erase=True, upto=bound)
+        return prepare(name, [body], owner=erasure.subject)
     if delivered:
         return None
     body = ConversationRewound(reason=erasure.reason, erase=True)
