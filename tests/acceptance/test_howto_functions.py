@@ -5,6 +5,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from inspect import isawaitable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from letopis import Delivery, File, History, Message, RepeatFilter, ToolCall, ToolResult
+from letopis import Delivery, File, History, Message, RepeatFilter, RetryPolicy, ToolCall, ToolResult
 from letopis.testing import FakePlatform
 from letopis.testing.platform import SendFailed
+from tests.support.console_story import REFUSED, refuse
 from tests.support.pages import programs
 from tests.support.paths import ROOT
 from tests.support.relays import until
@@ -110,14 +112,25 @@ async def test_what_waits_is_listed(history: History) -> None:
     assert len(await history.unconfirmed(owner="42")) == 1
 
 
-async def test_a_bot_that_is_to_be_told_of_trouble_runs(folder: Path) -> None:
+class Bot(FakePlatform):
+    async def language_of(self, _: str) -> str:
+        return "en"
+
+
+@pytest.mark.slow  # the monitor looks every few seconds
+async def test_the_user_of_a_conversation_that_is_stuck_is_told(folder: Path) -> None:
+    guide, bot, policy = shown("alerts.md"), Bot(), RetryPolicy(base=0.02, cap=0.02, attempts=1)
+    guide.run_bot.__globals__["History"] = partial(History, policy=policy)  # so that it is stuck at once
+
     async def start_polling(history: History) -> None:
-        await history.append("7", Message.user("hi"))
+        await (await history.append("7", Message.user("hi"))).saved(timeout=30)
+        await refuse(history.store.url.render_as_string(hide_password=False))
+        await history.append("7", Message.user(REFUSED), owner="42")
+        await until(lambda: len(bot.sent(chat="42")) == 1)
 
-    await shown("alerts.md").run_bot(FakePlatform(), start_polling)
+    await guide.run_bot(bot, start_polling)
 
-    async with History("bot.outbox.db") as history:
-        assert await texts(history, "7") == ["hi"]
+    assert "has not reached the chat history" in bot.texts(chat="42")[0]
 
 
 @pytest.mark.parametrize(
