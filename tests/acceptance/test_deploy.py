@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from letopis.ops.cli.interface.exit_codes import Exit
 from letopis.ops.daemon.daemon import UNAVAILABLE_STOP_TIMEOUT_SECONDS, DaemonSettings
 from letopis.ops.doctor.check_sqlite import check_version
-from letopis.ops.doctor.finding import Level
+from letopis.ops.doctor.finding import Severity
 from letopis.outbox.relay.relay import CANCEL_CLEANUP_SECONDS
 from letopis.store.model.messages import Message
 from tests.support.child import ran
@@ -70,8 +70,8 @@ def test_the_image_is_not_built_on_an_sqlite_that_can_lose_pages() -> None:
     done = ran(sys.executable, "-c", check)
 
     found = check_version()
-    assert done.returncode == (0 if found.level is Level.OK else 1), done.stderr
-    assert found.level is Level.OK or found.said in done.stderr
+    assert done.returncode == (0 if found.level is Severity.OK else 1), done.stderr
+    assert found.level is Severity.OK or found.said in done.stderr
 
 
 def test_the_image_runs_as_a_user_with_a_health_check_and_copies_what_a_build_needs() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from letopis import History, migrations
 from letopis.ops.doctor.check_spread import check_spread
-from letopis.ops.doctor.finding import Level
+from letopis.ops.doctor.finding import Severity
 from letopis.store import ConversationStarted, ConversationStore, Held, Message, Page
 from letopis.store.database.migrations import STORE, Migrations, upgrade
 from letopis.store.database.schema import lanes, owners
@@ -254,13 +254,15 @@ def upgrade():
 @pytest.mark.parametrize(
     ("change", "level", "said"),
     [
-        (None, Level.OK, r"spread over \d hosts: 16 partitions in 4 shards"),
-        ("SELECT undistribute_table('letopis_tasks')", Level.FAIL, "not spread as the others are: letopis_tasks"),
-        ("SET citus.max_adaptive_executor_pool_size = 16", Level.WARN, r"pool_size is 16, not 1"),
-        ("DELETE FROM letopis_log_heads WHERE partition > 2", Level.WARN, "some of which stay empty"),
+        (None, Severity.OK, r"spread over \d hosts: 16 partitions in 4 shards"),
+        ("SELECT undistribute_table('letopis_tasks')", Severity.FAIL, "not spread as the others are: letopis_tasks"),
+        ("SET citus.max_adaptive_executor_pool_size = 16", Severity.WARN, r"pool_size is 16, not 1"),
+        ("DELETE FROM letopis_log_heads WHERE partition > 2", Severity.WARN, "some of which stay empty"),
     ],
 )
-async def test_doctor_tells_how_it_is_spread(own_spread_url: str, change: str | None, level: Level, said: str) -> None:
+async def test_doctor_tells_how_it_is_spread(
+    own_spread_url: str, change: str | None, level: Severity, said: str
+) -> None:
     await make_spread_store(own_spread_url)
     async with ConversationStore.open(own_spread_url) as store:
         await store.partitions()

@@ -9,7 +9,7 @@ import pymysql
 import pytest
 
 from letopis.ops.doctor.check_store import check_store
-from letopis.ops.doctor.finding import Level
+from letopis.ops.doctor.finding import Severity
 from letopis.outbox.alerting.incidents import fault_class
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
@@ -68,13 +68,13 @@ async def test_everybody_says_that_the_disk_is_full(store_on_small_disk: str, sm
             await until(lambda: told("status"))
             await until(lambda: told("doctor", "--store", store_on_small_disk))
             findings = {one.check: one async for one in check_store(store_on_small_disk)}
-            assert findings["store_writable"].level == Level.FAIL
+            assert findings["store_writable"].level == Severity.FAIL
             assert "the disk of the history store is full" in findings["store_writable"].said
 
             hog.unlink()
             await drained(outbox, patience=60.0)
             findings = {one.check: one async for one in check_store(store_on_small_disk)}
-            assert findings["store_writable"].level == Level.OK
+            assert findings["store_writable"].level == Severity.OK
     await outbox.close()
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from letopis import ConversationStore, History
 from letopis.ops.doctor.check_store import check_store
-from letopis.ops.doctor.finding import Level
+from letopis.ops.doctor.finding import Severity
 from letopis.ops.verify import find_problems as problems_of_file
 from letopis.ops.verify import read_reference
 from letopis.outbox.history.options import Unconfirmed
@@ -183,7 +183,7 @@ class Checks:
                 self.problems += [f"{path.name}: outbox verify: {problem}" for problem in problems_of_file(path)]
             if self._chance.random() < EXAMINED_SHARE:
                 async for finding in check_store(url, read_reference(path)):
-                    if finding.level is Level.FAIL:
+                    if finding.level is Severity.FAIL:
                         self.problems.append(f"doctor of {path.name}: {finding}")
 
 

@@ -20,7 +20,7 @@ from letopis.store.database.store_identity import short_id
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from letopis.outbox.history.erasing import Words
+    from letopis.outbox.history.erasing import ErasureScope
     from letopis.outbox.history.history import History
     from letopis.store.erasures import Erasure, How, Kind, Unacknowledged
 
@@ -99,7 +99,7 @@ def erase(
     subjects = conversations or (person or owner or "",)
     how: How = "delete" if delete else "reset"
     with ExitStack() as files, progress("erasing", unit="conversations") as report:
-        done = Erased(kind, "" if conversations else subjects[0], report)
+        done = ErasureOutcome(kind, "" if conversations else subjects[0], report)
         document = None if receipt is None else files.enter_context(open_output(receipt, force=force))
         about = {"how": how, "reason": reason, "requested_by": by or current_user(), "answers": answers}
         asyncio.run(_run(done, () if repeat else subjects, about, document, wait=wait, longest=timeout, yes=yes))
@@ -125,7 +125,7 @@ def erase(
 
 
 @dataclass
-class Erased:
+class ErasureOutcome:
     """What became of it."""
 
     kind: Kind
@@ -183,7 +183,7 @@ class Erased:
 
 
 async def _run(
-    done: Erased,
+    done: ErasureOutcome,
     subjects: tuple[str, ...],
     about: Mapping[str, Any],
     document: BinaryIO | None,
@@ -239,7 +239,7 @@ async def _run(
                 document.write(await make_receipt(connection, done.number or 0, *scopes, now=utc_now()))
 
 
-async def _find(history: History, kind: Kind, subjects: tuple[str, ...], *, answers: bool) -> dict[str, Words]:
+async def _find(history: History, kind: Kind, subjects: tuple[str, ...], *, answers: bool) -> dict[str, ErasureScope]:
     from letopis.outbox.history.erasing import find_words
 
     for name in subjects if kind == "conversation" else ():
@@ -248,7 +248,9 @@ async def _find(history: History, kind: Kind, subjects: tuple[str, ...], *, answ
     return {subject: await find_words(history, kind, subject, answers=answers) for subject in subjects}
 
 
-async def _erase(history: History, done: Erased, subject: str, about: Mapping[str, Any], *, needed: bool) -> None:
+async def _erase(
+    history: History, done: ErasureOutcome, subject: str, about: Mapping[str, Any], *, needed: bool
+) -> None:
     from letopis.outbox.history.erasing import erase
     from letopis.store.database.faults import StoreFault
 
@@ -266,7 +268,7 @@ async def _erase(history: History, done: Erased, subject: str, about: Mapping[st
         done.number = erasure.number
 
 
-async def _repeat(history: History, done: Erased, *, yes: bool) -> None:
+async def _repeat(history: History, done: ErasureOutcome, *, yes: bool) -> None:
     """Show the holds of the store, which may have lost some as well; repeat what it has forgotten."""
     from letopis.outbox.event_log.known_erasures import missing_erasures
     from letopis.outbox.history.erasing import repeat_erasures
@@ -285,7 +287,7 @@ async def _repeat(history: History, done: Erased, *, yes: bool) -> None:
     done.number = done.repeated[-1].number if done.repeated else None
 
 
-async def _finish(history: History, done: Erased, longest: float | None) -> None:
+async def _finish(history: History, done: ErasureOutcome, longest: float | None) -> None:
     """Carry out what the store erases in steps, and wait for the relay to do so here: of very many events."""
     import anyio
 
@@ -318,7 +320,7 @@ async def _is_being_erased(history: History, owner: str) -> bool:
     return pending > 0 or (await history.store.pending_tasks(owner=owner)).tasks > 0
 
 
-def _question(words: Mapping[str, Words], owner: str, *, delete: bool) -> str:
+def _question(words: Mapping[str, ErasureScope], owner: str, *, delete: bool) -> str:
     chosen = [conversation for subject in words.values() for conversation in subject.conversations]
     messages = sum(conversation.message_count for conversation in chosen)
     what = printable(chosen[0].conversation_id) if len(chosen) == 1 else counted(len(chosen), "conversation")

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from letopis.ops.doctor.check_hosts import check_hosts
 from letopis.ops.doctor.check_spread import check_spread
-from letopis.ops.doctor.finding import Finding, Level, fail, ok, skipped, warn
+from letopis.ops.doctor.finding import Finding, Severity, fail, ok, skipped, warn
 from letopis.ops.verify import ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding
 from letopis.outbox.file.opening import open_read_only
@@ -135,7 +135,7 @@ async def _query(url: URL, name: str, outbox: ReferenceLog | None) -> list[Findi
                 if revision.state is not SchemaState.CURRENT:
                     return results
                 results.append(identity := _compare_identities(await read_identity(connection), outbox))
-                if identity.level is Level.FAIL:
+                if identity.level is Severity.FAIL:
                     return results  # what another store knows of this outbox means nothing
                 results.append(await _compare_clocks(connection))
                 if (spread := await check_spread(connection)) is not None:
@@ -150,7 +150,7 @@ async def _query(url: URL, name: str, outbox: ReferenceLog | None) -> list[Findi
         results.append(await _write(engine))
     finally:
         await engine.dispose()
-    if results[-1].level is not Level.FAIL:
+    if results[-1].level is not Severity.FAIL:
         results.append(await _try_out(url))
     return results
 

@@ -14,7 +14,7 @@ from letopis.ops.config.settings import Settings
 from letopis.ops.doctor.check_location import check_location, check_open_files
 from letopis.ops.doctor.check_sqlite import check_libraries, check_outbox, check_version
 from letopis.ops.doctor.check_store import check_store
-from letopis.ops.doctor.finding import Finding, Level, fail, ok, skipped, warn
+from letopis.ops.doctor.finding import Finding, Severity, fail, ok, skipped, warn
 from letopis.ops.verify import read_reference
 from letopis.outbox.file.inspection import store_beside
 from letopis.outbox.relay.content_retention import MISSING_ADAPTER
@@ -45,7 +45,7 @@ async def examine(config: Settings) -> list[Finding]:
 
 def healthy(findings: Iterable[Finding]) -> bool:
     """Return True if no check failed; warnings are not failures."""
-    return all(finding.level is not Level.FAIL for finding in findings)
+    return all(finding.level is not Severity.FAIL for finding in findings)
 
 
 def _guarded(check: str, run: Callable[[], Iterable[Finding]]) -> list[Finding]:

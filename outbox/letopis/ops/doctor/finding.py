@@ -8,7 +8,7 @@ from enum import StrEnum
 from letopis.store.errors import without_credentials
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     OK = "ok"
     WARN = "warn"  # worth attention; nothing is wrong yet
     FAIL = "fail"  # Wrong: something does not work, or will not when it matters
@@ -18,7 +18,7 @@ class Level(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     check: str
-    level: Level
+    level: Severity
     said: str
     hint: str = ""
 
@@ -29,16 +29,16 @@ class Finding:
 
 
 def ok(check: str, said: str) -> Finding:
-    return Finding(check=check, level=Level.OK, said=said)
+    return Finding(check=check, level=Severity.OK, said=said)
 
 
 def warn(check: str, said: str, hint: str) -> Finding:
-    return Finding(check=check, level=Level.WARN, said=said, hint=hint)
+    return Finding(check=check, level=Severity.WARN, said=said, hint=hint)
 
 
 def fail(check: str, said: str, hint: str) -> Finding:
-    return Finding(check=check, level=Level.FAIL, said=said, hint=hint)
+    return Finding(check=check, level=Severity.FAIL, said=said, hint=hint)
 
 
 def skipped(check: str, said: str) -> Finding:
-    return Finding(check=check, level=Level.SKIP, said=said)
+    return Finding(check=check, level=Severity.SKIP, said=said)

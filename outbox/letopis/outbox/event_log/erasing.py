@@ -80,7 +80,7 @@ _ERASED: Final = "UPDATE letopis_outbox_lanes SET erased_before = ? WHERE conver
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class FileHolder:
     """Something in the file that holds words.
 
     :ivar name: what it is called in the documentation.
@@ -216,7 +216,7 @@ def _erase_in_adapters(cursor: Any, plan: ErasurePlan) -> int:
 
 _CONTENT_COLUMNS: Final = ("data", "metadata")
 HOLDERS: Final = (
-    Holder(
+    FileHolder(
         "events, values of records and large content",
         {
             "letopis_outbox_events": _CONTENT_COLUMNS,
@@ -226,8 +226,10 @@ HOLDERS: Final = (
         _empty_events,
         logged=True,
     ),
-    Holder("originals of repaired events", {"letopis_outbox_repairs": _CONTENT_COLUMNS}, _empty_repairs, logged=True),
-    Holder(
+    FileHolder(
+        "originals of repaired events", {"letopis_outbox_repairs": _CONTENT_COLUMNS}, _empty_repairs, logged=True
+    ),
+    FileHolder(
         "names of records",
         {
             "letopis_outbox_records": ("namespace", "record_key", "tags"),
@@ -236,12 +238,12 @@ HOLDERS: Final = (
         forget_records,
         logged=True,
     ),
-    Holder(
+    FileHolder(
         "drafts and unconfirmed replies",
         {"letopis_outbox_drafts": ("data",), "letopis_outbox_unconfirmed": ()},
         _delete_replies,
         logged=False,
     ),
-    Holder("what adapters keep", {"letopis_telegram_updates": ("data",)}, _erase_in_adapters, logged=False),
+    FileHolder("what adapters keep", {"letopis_telegram_updates": ("data",)}, _erase_in_adapters, logged=False),
 )
 """Everything in an outbox file that holds words; what holds more joins it."""

@@ -95,7 +95,7 @@ async def repeat_erasures(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class ErasureScope:
     """What an erasure is about, as the history store and this outbox know it.
 
     :ivar messages: of a person in conversations of others: ids by conversation, with the versions of the messages.
@@ -110,7 +110,7 @@ class Words:
         return bool(self.conversations or self.messages or self.records)
 
 
-async def find_words(history: ReadableHistory, kind: Kind, subject: str, *, answers: bool = False) -> Words:
+async def find_words(history: ReadableHistory, kind: Kind, subject: str, *, answers: bool = False) -> ErasureScope:
     """Return what an erasure would be about now.
 
     :raises StoreUnavailable: the history store cannot be read.
@@ -118,7 +118,7 @@ async def find_words(history: ReadableHistory, kind: Kind, subject: str, *, answ
     if kind == "conversation":
         conversation = await history.chat(subject).conversation()
         alive = conversation is not None and conversation.state != "deleted"
-        return Words(conversations=[conversation] if conversation is not None and alive else ())
+        return ErasureScope(conversations=[conversation] if conversation is not None and alive else ())
     conversations = [conversation async for conversation in _owned(history, subject)]
     messages: dict[str, dict[str, int]] = {}
     if kind == "person":
@@ -130,7 +130,7 @@ async def find_words(history: ReadableHistory, kind: Kind, subject: str, *, answ
                 if answers:
                     versions.update(await _answers_to(history, name, {message.id for message in page}))
     named = {name: versions for name, versions in messages.items() if versions}
-    return Words(conversations=conversations, messages=named, records=await _has_records(history, subject))
+    return ErasureScope(conversations=conversations, messages=named, records=await _has_records(history, subject))
 
 
 async def _answers_to(history: ReadableHistory, name: str, message_ids: Set[str]) -> dict[str, int]:
@@ -152,7 +152,7 @@ async def _answers_to(history: ReadableHistory, name: str, message_ids: Set[str]
 async def _append(
     history: ReadableHistory,
     erasure: Erasure,
-    words: Words,
+    words: ErasureScope,
     *,
     erased: Callable[[str], object],
     held: Callable[[Held], object],

@@ -74,7 +74,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvent:
+class FileEvent:
     """An event as the file holds it. Moments are UTC microseconds."""
 
     event_id: UUID
@@ -90,7 +90,7 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingEvent(StoredEvent):
+class PendingEvent(FileEvent):
     """One pending event and the state of its lane."""
 
     owner_id: str | None
@@ -110,7 +110,7 @@ class PendingEvent(StoredEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repair(StoredEvent):
+class Repair(FileEvent):
     """What was done to an event, and the event as it was before."""
 
     verb: str

@@ -23,7 +23,7 @@ class StrayResult:
 
 
 @dataclass(slots=True)
-class Call:
+class CallWithResult:
     """A tool call, and the message with its result once that is found."""
 
     part: ToolCall
@@ -35,7 +35,7 @@ class MessageBlock:
     """A message and the results of its tool calls, which stay together."""
 
     message: Message
-    calls: list[Call] = field(default_factory=list)
+    calls: list[CallWithResult] = field(default_factory=list)
 
     @property
     def begins_turn(self) -> bool:
@@ -138,8 +138,8 @@ class _Pairing:
 
     def __init__(self) -> None:
         self._blocks: list[MessageBlock] = []
-        self._latest: dict[str, tuple[MessageBlock, list[Call]]] = {}
-        self._first: dict[str, list[Call]] = {}
+        self._latest: dict[str, tuple[MessageBlock, list[CallWithResult]]] = {}
+        self._first: dict[str, list[CallWithResult]] = {}
         self._early: dict[str, list[tuple[int, Message, ToolResult]]] = {}
         self._duplicates: list[tuple[int, StrayResult]] = []
         self._place = 0
@@ -165,7 +165,7 @@ class _Pairing:
                 self._call(block, part)
 
     def _call(self, block: MessageBlock, part: ToolCall) -> None:
-        call = Call(part)
+        call = CallWithResult(part)
         block.calls.append(call)
         latest = self._latest.get(part.call_id)
         if latest is not None and latest[0] is block:
@@ -196,7 +196,7 @@ class _Pairing:
         )
 
 
-def _set_result(calls: list[Call], piece: Message) -> bool:
+def _set_result(calls: list[CallWithResult], piece: Message) -> bool:
     """Give the first call without a result its result. Return True if there was one."""
     for call in calls:
         if call.result is None:

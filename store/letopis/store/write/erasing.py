@@ -64,7 +64,7 @@ _DATA, _METADATA, _SALT = (list(events.c.keys()).index(name) for name in ("data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class TableHolder:
     """A table that holds words.
 
     :ivar columns: those that can hold words.
@@ -251,14 +251,14 @@ class Eraser:
 
 
 HOLDERS: Final = (
-    Holder(columns=(messages.c.reactions,), kinds=(LEAVE, RESET), erase=Eraser._erase_rows),
-    Holder(columns=(search.c.document,), kinds=(LEAVE, RESET, FORGET), erase=Eraser._erase_search),
-    Holder(columns=(events.c.data, events.c.metadata), kinds=(ERASE, TRIM), erase=Eraser._erase_events),
-    Holder(columns=(events.c.data, events.c.metadata), kinds=(EDITS,), erase=Eraser._erase_changes),
-    Holder(columns=(conversations.c.title, conversations.c.metadata, conversations.c.tags)),
-    Holder(columns=(records.c.body, records.c.tags, record_parts.c.body, record_tags.c.value)),
+    TableHolder(columns=(messages.c.reactions,), kinds=(LEAVE, RESET), erase=Eraser._erase_rows),
+    TableHolder(columns=(search.c.document,), kinds=(LEAVE, RESET, FORGET), erase=Eraser._erase_search),
+    TableHolder(columns=(events.c.data, events.c.metadata), kinds=(ERASE, TRIM), erase=Eraser._erase_events),
+    TableHolder(columns=(events.c.data, events.c.metadata), kinds=(EDITS,), erase=Eraser._erase_changes),
+    TableHolder(columns=(conversations.c.title, conversations.c.metadata, conversations.c.tags)),
+    TableHolder(columns=(records.c.body, records.c.tags, record_parts.c.body, record_tags.c.value)),
     # What operators write, who are asked to write no content.
-    Holder(columns=(erasures.c.reason, holds.c.reason)),
+    TableHolder(columns=(erasures.c.reason, holds.c.reason)),
 )
 """Every table that holds words. A rule test goes through all tables and columns."""
 

@@ -22,7 +22,7 @@ from letopis.ops.doctor.check_hosts import Host, judge_hosts
 from letopis.ops.doctor.check_location import file_system_of
 from letopis.ops.doctor.check_sqlite import check_libraries, check_version
 from letopis.ops.doctor.doctor import check_settings, examine, healthy
-from letopis.ops.doctor.finding import Finding, Level
+from letopis.ops.doctor.finding import Finding, Severity
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.relay.relay import Relay
@@ -73,7 +73,7 @@ async def found(outbox: Path, store: str | None = None, **environ: str) -> dict[
     return {one.check: one for one in await examine(settings)}
 
 
-def levels(findings: dict[str, Finding], *checks: str) -> list[Level]:
+def levels(findings: dict[str, Finding], *checks: str) -> list[Severity]:
     return [findings[check].level for check in checks]
 
 
@@ -88,8 +88,8 @@ async def test_a_new_outbox_is_well_and_each_check_has_its_line(tmp_path: Path) 
         *("local_clock", "store"),
     ]
     assert healthy(findings.values()), findings
-    assert findings["store"].level == Level.SKIP
-    assert all(one.hint for one in findings.values() if one.level in (Level.WARN, Level.FAIL))
+    assert findings["store"].level == Severity.SKIP
+    assert all(one.hint for one in findings.values() if one.level in (Severity.WARN, Severity.FAIL))
 
 
 class TestOutbox:
@@ -97,14 +97,14 @@ class TestOutbox:
 
     async def test_a_missing_one_is_not_made(self, tmp_path: Path) -> None:
         findings = await found(tmp_path / "bot.outbox.db")
-        assert findings["outbox_file"].level == Level.FAIL
+        assert findings["outbox_file"].level == Severity.FAIL
         assert "letopis init" in findings["outbox_file"].hint
         assert list(tmp_path.iterdir()) == []
         assert "no regular file" in (await found(tmp_path))["outbox_file"].said
 
     @posix_only("on Windows the rights of the folder apply")
-    @pytest.mark.parametrize(("mode", "expected"), [(0o777, Level.FAIL), (0o1777, Level.WARN)])
-    async def test_what_others_may_read_or_replace(self, outbox: Path, mode: int, expected: Level) -> None:
+    @pytest.mark.parametrize(("mode", "expected"), [(0o777, Severity.FAIL), (0o1777, Severity.WARN)])
+    async def test_what_others_may_read_or_replace(self, outbox: Path, mode: int, expected: Severity) -> None:
         outbox.chmod(0o644)
         outbox.parent.chmod(mode)
         try:
@@ -112,7 +112,7 @@ class TestOutbox:
         finally:
             outbox.parent.chmod(0o700)
 
-        assert levels(findings, "outbox_file", "outbox_folder") == [Level.WARN, expected]
+        assert levels(findings, "outbox_file", "outbox_folder") == [Severity.WARN, expected]
         assert findings["outbox_file"].hint == "chmod 600 'bot.outbox.db'"
 
     async def test_a_strangers_database_is_left_as_it_is(self, tmp_path: Path) -> None:
@@ -121,25 +121,25 @@ class TestOutbox:
         change(path, "CREATE TABLE t (a)")
         before = {one: one.read_bytes() for one in tmp_path.iterdir()}
         findings = await found(path, store=str(path))
-        assert levels(findings, "outbox_migrations", "store_migrations") == [Level.FAIL, Level.FAIL]
+        assert levels(findings, "outbox_migrations", "store_migrations") == [Severity.FAIL, Severity.FAIL]
         assert {one: one.read_bytes() for one in tmp_path.iterdir()} == before
 
     @pytest.mark.parametrize(
         ("statement", "check", "expected", "told"),
         [
-            ("UPDATE letopis_outbox_version SET version_num = '0000'", "outbox_migrations", Level.WARN, ""),
-            ("UPDATE letopis_outbox_version SET version_num = '9999'", "outbox_migrations", Level.FAIL, ""),
-            ("UPDATE letopis_outbox_origin SET inode = '1'", "outbox_copy", Level.WARN, "--new-origin"),
-            ("DELETE FROM letopis_outbox_origin", "outbox_copy", Level.SKIP, "never opened by a bot"),
-            ("UPDATE letopis_outbox_events SET appended_at = 1 << 52", "local_clock", Level.WARN, ""),
-            ("UPDATE letopis_outbox_lanes SET state = 'odd'", "outbox_structure", Level.FAIL, "is damaged"),
-            ("UPDATE letopis_outbox_lanes SET state = 'blocked'", "stuck", Level.FAIL, "then retry"),
-            (LOSE, "stuck", Level.FAIL, "skip --missing"),
-            (INCIDENT, "stuck", Level.WARN, "open incidents: 1"),
+            ("UPDATE letopis_outbox_version SET version_num = '0000'", "outbox_migrations", Severity.WARN, ""),
+            ("UPDATE letopis_outbox_version SET version_num = '9999'", "outbox_migrations", Severity.FAIL, ""),
+            ("UPDATE letopis_outbox_origin SET inode = '1'", "outbox_copy", Severity.WARN, "--new-origin"),
+            ("DELETE FROM letopis_outbox_origin", "outbox_copy", Severity.SKIP, "never opened by a bot"),
+            ("UPDATE letopis_outbox_events SET appended_at = 1 << 52", "local_clock", Severity.WARN, ""),
+            ("UPDATE letopis_outbox_lanes SET state = 'odd'", "outbox_structure", Severity.FAIL, "is damaged"),
+            ("UPDATE letopis_outbox_lanes SET state = 'blocked'", "stuck", Severity.FAIL, "then retry"),
+            (LOSE, "stuck", Severity.FAIL, "skip --missing"),
+            (INCIDENT, "stuck", Severity.WARN, "open incidents: 1"),
         ],
     )
     async def test_what_the_file_says(
-        self, outbox: Path, statement: str, check: str, expected: Level, told: str
+        self, outbox: Path, statement: str, check: str, expected: Severity, told: str
     ) -> None:
         change(outbox, "PRAGMA ignore_check_constraints = ON", statement)
         finding = (await found(outbox))[check]
@@ -154,10 +154,10 @@ class TestOutbox:
         ids=["changed", "missing"],
     )
     async def test_events_that_are_not_what_was_appended(self, outbox: Path, damage: str) -> None:
-        assert (await found(outbox))["outbox_content"].level == Level.OK
+        assert (await found(outbox))["outbox_content"].level == Severity.OK
         change(outbox, damage)
         findings = await found(outbox)
-        assert levels(findings, "outbox_content", "outbox_structure") == [Level.FAIL, Level.OK]
+        assert levels(findings, "outbox_content", "outbox_structure") == [Severity.FAIL, Severity.OK]
 
 
 @asynccontextmanager
@@ -188,27 +188,27 @@ class TestRelay:
             change(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
             idle = await found(outbox)
 
-        assert [one["relay"].level for one in (before, findings, idle)] == [Level.OK, Level.FAIL, Level.WARN]
+        assert [one["relay"].level for one in (before, findings, idle)] == [Severity.OK, Severity.FAIL, Severity.WARN]
         assert "here (pid" in before["relay"].said and "died" in findings["relay"].said
 
     @pytest.mark.parametrize(
-        ("reason", "expected"), [("misconfigured 42501", Level.FAIL), ("unavailable refused", Level.WARN)]
+        ("reason", "expected"), [("misconfigured 42501", Severity.FAIL), ("unavailable refused", Severity.WARN)]
     )
-    async def test_one_that_cannot_deliver(self, outbox: Path, reason: str, expected: Level) -> None:
+    async def test_one_that_cannot_deliver(self, outbox: Path, reason: str, expected: Severity) -> None:
         async with held(outbox):
             change(outbox, f"UPDATE letopis_outbox_relay SET breaker = 'open', breaker_reason = '{reason}'")
             findings = await found(outbox)
             change(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
             with_blocked = await found(outbox)
         assert (findings["delivery"].level, reason in findings["delivery"].said) == (expected, True)
-        assert (with_blocked["delivery"], with_blocked["stuck"].level) == (findings["delivery"], Level.FAIL)
+        assert (with_blocked["delivery"], with_blocked["stuck"].level) == (findings["delivery"], Severity.FAIL)
 
     async def test_one_that_is_held_back(self, outbox: Path) -> None:
         file = await OutboxFile.open(outbox)
         await OutboxAdmin(file).pause_relay()
         await file.close()
         findings = await found(outbox)
-        assert findings["relay"].level == Level.WARN
+        assert findings["relay"].level == Severity.WARN
         assert "letopis resume" in findings["relay"].hint
 
 
@@ -227,13 +227,13 @@ class TestStore:
 
         assert contents_of_tables(outbox) == before
         checks = ("store", "store_migrations", "store_origin", "store_writable")
-        assert levels(findings, *checks) == [Level.OK] * 4, findings
-        assert findings["store_clock"].level == (Level.SKIP if kind == "sqlite" else Level.OK)
+        assert levels(findings, *checks) == [Severity.OK] * 4, findings
+        assert findings["store_clock"].level == (Severity.SKIP if kind == "sqlite" else Severity.OK)
         assert await run_sql(url, "SELECT count(*) FROM letopis_origins") == [(0,)]
 
     async def test_one_without_tables(self, outbox: Path, fresh_postgresql_url: str) -> None:
         findings = await found(outbox, store=fresh_postgresql_url)
-        assert levels(findings, "store", "store_migrations") == [Level.OK, Level.FAIL]
+        assert levels(findings, "store", "store_migrations") == [Severity.OK, Severity.FAIL]
         assert "letopis db upgrade" in findings["store_migrations"].said
         url = sa.engine.make_url(fresh_postgresql_url).set(database="letopis_none")
         findings = await found(outbox, store=url.render_as_string(hide_password=False))
@@ -246,13 +246,13 @@ class TestStore:
         await run_there(fresh_postgresql_url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         findings = await found(outbox, store=fresh_postgresql_url)
 
-        assert levels(findings, "store", "store_writable") == [Level.OK, Level.FAIL]
+        assert levels(findings, "store", "store_writable") == [Severity.OK, Severity.FAIL]
 
     async def test_one_that_is_away_and_no_secret_in_what_is_said(self, outbox: Path) -> None:
         url = f"postgresql://bot:{SECRET}@127.0.0.1:1/h"
         for store in (f"{url}?password={SECRET}", url):
             findings = await found(outbox, store=store)
-            assert findings["store"].level == Level.FAIL
+            assert findings["store"].level == Severity.FAIL
             assert SECRET not in repr(findings)
         assert "bot:***@127.0.0.1" in findings["store"].said
 
@@ -274,20 +274,20 @@ class TestStore:
     @pytest.mark.parametrize(
         ("statement", "check", "expected", "told"),
         [
-            ("UPDATE letopis_outbox_lanes SET state = state", "store_origin", Level.OK, "known at epoch 1"),
-            ("UPDATE letopis_origins SET epoch = 7", "store_origin", Level.FAIL, "epoch 7"),
-            ("DELETE FROM letopis_outbox_origin", "store_identity", Level.OK, "the outbox is not bound"),
-            (REBIND, "store_identity", Level.FAIL, "is bound to 00000000"),
-            ("UPDATE letopis_store SET moved_to = 'db'", "store_identity", Level.FAIL, "was moved away, to db"),
-            ("DELETE FROM letopis_events WHERE version = 1", "store_log", Level.FAIL, "lacks 1 events"),
-            ("UPDATE letopis_outbox_lanes SET head = head", "store_heads", Level.OK, "1 conversations are as far"),
-            ("UPDATE letopis_lanes SET sequence = 1", "store_heads", Level.FAIL, "lacks delivered events of 1 of 1"),
-            (TASK.format(1), "store_tasks", Level.WARN, "7 rows left"),
-            (TASK.format(1 << 52), "store_tasks", Level.OK, "7 rows left"),
+            ("UPDATE letopis_outbox_lanes SET state = state", "store_origin", Severity.OK, "known at epoch 1"),
+            ("UPDATE letopis_origins SET epoch = 7", "store_origin", Severity.FAIL, "epoch 7"),
+            ("DELETE FROM letopis_outbox_origin", "store_identity", Severity.OK, "the outbox is not bound"),
+            (REBIND, "store_identity", Severity.FAIL, "is bound to 00000000"),
+            ("UPDATE letopis_store SET moved_to = 'db'", "store_identity", Severity.FAIL, "was moved away, to db"),
+            ("DELETE FROM letopis_events WHERE version = 1", "store_log", Severity.FAIL, "lacks 1 events"),
+            ("UPDATE letopis_outbox_lanes SET head = head", "store_heads", Severity.OK, "1 conversations are as far"),
+            ("UPDATE letopis_lanes SET sequence = 1", "store_heads", Severity.FAIL, "lacks delivered events of 1 of 1"),
+            (TASK.format(1), "store_tasks", Severity.WARN, "7 rows left"),
+            (TASK.format(1 << 52), "store_tasks", Severity.OK, "7 rows left"),
         ],
     )
     async def test_what_its_tables_say(
-        self, outbox: Path, store: Path, statement: str, check: str, expected: Level, told: str
+        self, outbox: Path, store: Path, statement: str, check: str, expected: Severity, told: str
     ) -> None:
         change(outbox if "letopis_outbox_" in statement else store, statement)
         findings = await found(outbox)
@@ -305,26 +305,33 @@ GALERA = Host(detail="Galera Primary Synced", synchronous=True)
     [
         (
             {"p": (Host(standbys=TWO), PRIMARY), "a": (Host(standby=True), HERE), "b": (Host(standby=True), THERE)},
-            [(Level.OK, "p, primary"), (Level.OK, "a, standby, synchronous"), (Level.WARN, "b, standby, asynchronous")],
+            [
+                (Severity.OK, "p, primary"),
+                (Severity.OK, "a, standby, synchronous"),
+                (Severity.WARN, "b, standby, asynchronous"),
+            ],
         ),
         *(
             ({"p": (Host(names="*", standbys=standbys), PRIMARY), "s": (Host(standby=True), HERE)}, [(level, said)])
             for standbys, level, said in (
                 # The only standby is that of the only connection.
-                ((("127.0.0.1", "quorum"),), Level.OK, "s, standby, synchronous"),
-                ((("127.0.0.1", "potential"),), Level.WARN, "s, standby, asynchronous"),
-                ((), Level.WARN, "s, standby, asynchronous"),
-                ((("", ""),), Level.OK, "not to be seen here"),
-                ((("127.0.0.1", "sync"), ("127.0.0.2", "async")), Level.OK, "not to be seen here"),
+                ((("127.0.0.1", "quorum"),), Severity.OK, "s, standby, synchronous"),
+                ((("127.0.0.1", "potential"),), Severity.WARN, "s, standby, asynchronous"),
+                ((), Severity.WARN, "s, standby, asynchronous"),
+                ((("", ""),), Severity.OK, "not to be seen here"),
+                ((("127.0.0.1", "sync"), ("127.0.0.2", "async")), Severity.OK, "not to be seen here"),
             )
         ),
-        ({"p": (Host(), PRIMARY), "s": (Host(fault="it is gone"), HERE)}, [(Level.WARN, "not reachable: it is gone")]),
-        ({"a": (Host(standby=True), HERE), "b": (Host(fault="x"), THERE)}, [(Level.WARN, "no host is a primary")]),
-        ({"n": (GALERA, HERE), "m": (Host(), THERE)}, [(Level.OK, "n, primary, Galera Primary Synced")]),
+        (
+            {"p": (Host(), PRIMARY), "s": (Host(fault="it is gone"), HERE)},
+            [(Severity.WARN, "not reachable: it is gone")],
+        ),
+        ({"a": (Host(standby=True), HERE), "b": (Host(fault="x"), THERE)}, [(Severity.WARN, "no host is a primary")]),
+        ({"n": (GALERA, HERE), "m": (Host(), THERE)}, [(Severity.OK, "n, primary, Galera Primary Synced")]),
     ],
 )
 def test_each_host_of_a_url_is_judged(
-    hosts: dict[str, tuple[Host, frozenset[str]]], expected: list[tuple[Level, str]]
+    hosts: dict[str, tuple[Host, frozenset[str]]], expected: list[tuple[Severity, str]]
 ) -> None:
     findings = judge_hosts(hosts)
     assert {finding.check for finding in findings} == {"store_hosts"}
@@ -345,17 +352,17 @@ class TestMachine:
     @pytest.mark.parametrize(
         ("version", "expected"),
         [
-            *((one, Level.OK) for one in ((3, 6, 23), (3, 44, 6), (3, 50, 7), (3, 51, 3), (3, 53, 0))),
-            *((one, Level.WARN) for one in ((3, 7, 0), (3, 44, 5), (3, 45, 9), (3, 46, 1), (3, 50, 6), (3, 51, 2))),
+            *((one, Severity.OK) for one in ((3, 6, 23), (3, 44, 6), (3, 50, 7), (3, 51, 3), (3, 53, 0))),
+            *((one, Severity.WARN) for one in ((3, 7, 0), (3, 44, 5), (3, 45, 9), (3, 46, 1), (3, 50, 6), (3, 51, 2))),
         ],
     )
-    def test_versions_of_sqlite_that_may_damage_a_wal(self, version: tuple[int, int, int], expected: Level) -> None:
+    def test_versions_of_sqlite_that_may_damage_a_wal(self, version: tuple[int, int, int], expected: Severity) -> None:
         assert check_version(version).level is expected
 
     def test_a_second_sqlite(self) -> None:
         one = check_libraries(lambda name: name if name == "pysqlite3" else None)
-        assert (one.level, "pysqlite3 bundles" in one.said, bool(one.hint)) == (Level.WARN, True, True)
-        assert check_libraries(lambda _: None).level is Level.OK
+        assert (one.level, "pysqlite3 bundles" in one.said, bool(one.hint)) == (Severity.WARN, True, True)
+        assert check_libraries(lambda _: None).level is Severity.OK
 
     def test_the_file_system_is_the_nearest_mount(self, tmp_path: Path) -> None:
         mounts = tmp_path / "mountinfo"
@@ -377,22 +384,22 @@ class TestMachine:
     @pytest.mark.parametrize(
         ("patch", "check", "expected", "said"),
         [
-            ((open_files, "open_file_limit", lambda: None), "open_files", Level.OK, "not limited"),
-            ((os, "access", lambda path, _: Path(path).is_dir()), "outbox_file", Level.FAIL, "this user cannot"),
-            ((os, "access", lambda path, _: Path(path).is_file()), "outbox_folder", Level.FAIL, "this user cannot"),
-            ((check_location, "file_system_of", lambda _: None), "file_system", Level.SKIP, "not known"),
-            ((check_location, "file_system_of", lambda _: "nfs4"), "file_system", Level.FAIL, "lies on nfs4"),
-            ((check_location, "file_system_of", lambda _: "tmpfs"), "file_system", Level.WARN, "lies on tmpfs"),
-            ((shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20)), "disk", Level.FAIL, "only 1 MiB"),
-            ((shutil, "disk_usage", lambda _: SimpleNamespace(free=2**28)), "disk", Level.WARN, "only 256 MiB"),
-            ((check_location, "LARGE_WAL_BYTES", 2000), "wal", Level.WARN, "has grown to 3 KiB"),
-            ((check_sqlite, "MAX_CHECKED_BYTES", 1), "outbox_structure", Level.SKIP, "too large to check"),
-            ((check_store, "_NOW", {"sqlite": "SELECT 0"}), "store_clock", Level.WARN, "s apart"),
+            ((open_files, "open_file_limit", lambda: None), "open_files", Severity.OK, "not limited"),
+            ((os, "access", lambda path, _: Path(path).is_dir()), "outbox_file", Severity.FAIL, "this user cannot"),
+            ((os, "access", lambda path, _: Path(path).is_file()), "outbox_folder", Severity.FAIL, "this user cannot"),
+            ((check_location, "file_system_of", lambda _: None), "file_system", Severity.SKIP, "not known"),
+            ((check_location, "file_system_of", lambda _: "nfs4"), "file_system", Severity.FAIL, "lies on nfs4"),
+            ((check_location, "file_system_of", lambda _: "tmpfs"), "file_system", Severity.WARN, "lies on tmpfs"),
+            ((shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20)), "disk", Severity.FAIL, "only 1 MiB"),
+            ((shutil, "disk_usage", lambda _: SimpleNamespace(free=2**28)), "disk", Severity.WARN, "only 256 MiB"),
+            ((check_location, "LARGE_WAL_BYTES", 2000), "wal", Severity.WARN, "has grown to 3 KiB"),
+            ((check_sqlite, "MAX_CHECKED_BYTES", 1), "outbox_structure", Severity.SKIP, "too large to check"),
+            ((check_store, "_NOW", {"sqlite": "SELECT 0"}), "store_clock", Severity.WARN, "s apart"),
         ],
     )
     @pytest.mark.usefixtures("store")
     async def test_what_the_system_answers(
-        self, outbox: Path, patch: Any, check: str, expected: Level, said: str, monkeypatch: pytest.MonkeyPatch
+        self, outbox: Path, patch: Any, check: str, expected: Severity, said: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wal = outbox.with_name("bot.outbox.db-wal")
         wal.write_bytes(bytes(3000))
@@ -405,20 +412,20 @@ class TestMachine:
     def test_files_with_secrets_that_others_may_read(self, tmp_path: Path) -> None:
         secret = tmp_path / "store"
         secret.write_text("sqlite:///x.db")
-        for mode, expected, hint in ((0o644, Level.WARN, f"chmod 600 '{secret}'"), (0o600, Level.OK, "")):
+        for mode, expected, hint in ((0o644, Severity.WARN, f"chmod 600 '{secret}'"), (0o600, Severity.OK, "")):
             secret.chmod(mode)
             found = settings_of(tmp_path, {"LETOPIS_STORE_FILE": str(secret)})["secrets"]
             assert (found.level, found.hint) == (expected, hint)
         file = tmp_path / "letopis.toml"
         file.write_text("store = 'sqlite:///x.db'", encoding="utf-8")
         file.chmod(0o644)
-        assert settings_of(tmp_path, {})["secrets"].level == Level.WARN
+        assert settings_of(tmp_path, {})["secrets"].level == Severity.WARN
 
     def test_channels_of_alerts_and_what_rules_for_checkpoints_need(self, tmp_path: Path) -> None:
         for name, value, expected in (
-            ("", "", Level.WARN),
-            ("LETOPIS_ALERTS", "https://example.com/hook", Level.OK),
-            ("LETOPIS_LANGUAGE", "tlh", Level.FAIL),
+            ("", "", Severity.WARN),
+            ("LETOPIS_ALERTS", "https://example.com/hook", Severity.OK),
+            ("LETOPIS_LANGUAGE", "tlh", Severity.FAIL),
         ):
             assert settings_of(tmp_path, {name: value})["alerts"].level == expected
         file = tmp_path / "letopis.toml"
@@ -426,9 +433,9 @@ class TestMachine:
         assert "retention" not in settings_of(tmp_path, {})
         file.write_text("[[retention.content.rules]]\ntag = 'x'\ncheckpoints_last = 3", encoding="utf-8")
         found = settings_of(tmp_path, {})["retention"]
-        assert found.level == Level.WARN
+        assert found.level == Severity.WARN
         assert "pip install 'letopis[langgraph]'" in found.hint
-        assert settings_of(tmp_path, {}, "langgraph")["retention"].level == Level.OK
+        assert settings_of(tmp_path, {}, "langgraph")["retention"].level == Severity.OK
 
 
 async def test_a_file_that_makes_sqlite_say_what_is_no_text_is_damaged_and_no_surprise(outbox: Path) -> None:
