@@ -6,7 +6,7 @@ from letopis import ConversationStore, History, Message
 from letopis.store import ConversationRewound, ConversationTrimmed, MessageEdited
 from letopis.store.testing.erasure import OLD, YOUNG, seen
 from tests.conformance.tables import on_sqlite, stored_text
-from tests.support.sayings import differences, drain, present
+from tests.support.sayings import Bots, assert_nowhere, differences, drain, present
 
 CHAT, FORK = "chat-1", "fork-1"
 
@@ -142,3 +142,43 @@ async def test_a_fork_that_is_trimmed_keeps_its_count(one: History) -> None:
         ]
         assert OLD not in await shown(one, FORK)
         await drain(one)
+
+
+async def test_nothing_is_retained_for_a_fork_that_begins_after_a_reset(store: ConversationStore, bots: Bots) -> None:
+    """Though one delivery brings both, and another reset after them."""
+    one, two = bots
+    await one.append("chat", Message.user(f"{OLD} said"), owner="42")
+    await drain(one, two)
+    await two.append("chat", Message.user("hello"))
+    await one.erase(owner="42", how="reset")
+    await two.erase(owner="42", how="reset")
+    await two.append("chat", ConversationRewound())
+    await two.chat("chat").fork("fork", owner="41")
+    await two.erase(owner="42", how="reset")
+    await drain(two, one)
+
+    assert (await store.messages("fork")).items == ()
+    await assert_nowhere(OLD, store, one, two)
+
+
+async def test_a_fork_that_was_pending_when_it_was_erased_inherits_nothing(
+    store: ConversationStore, bots: Bots
+) -> None:
+    """Where another outbox has said something in it: the reset is bounded by that."""
+    one, two = bots
+    await one.append("chat", Message.user(f"{OLD} said"))
+    await one.append("other", Message.user("inherited"))
+    await drain(one)
+    await two.chat("chat").fork("fork")
+    await two.chat("other").fork("kept")
+    await one.append("fork", Message.user("said here"))
+    await drain(one)
+    await two.chat("fork").reset(everywhere=True)
+    await two.append("fork", Message.user("said later"))
+    await drain(two, one)
+    await one.chat("chat").delete()
+    await drain(one, two)
+
+    assert [message.text for message in await store.messages("fork")] == ["said later"]
+    assert [message.text for message in await store.messages("kept")] == ["inherited"]
+    await assert_nowhere(OLD, store, one, two)

@@ -115,13 +115,19 @@ class Word:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Hold:
-    """A hold on an owner or a conversation, by positions of the log and by acts."""
+    """A hold on an owner or a conversation, by positions of the log and by acts.
+
+    :ivar asked: the last position when it was asked for; a relay may deliver until it is there, at ``since``.
+    :ivar until: the last position when its release was asked for, which was there at ``ended``.
+    """
 
     kind: str
     subject: str
+    asked: int
     since: int
     act: int
     until: float = inf
+    ended: float = inf
     released: float = inf
 
     def protects(self, chat: Chat) -> bool:

@@ -225,18 +225,21 @@ class Judgement:
                 # It was pending when the hold began, and is spared; a clear of records may come after the hold.
                 return Effect(Fate.EITHER) if word.kind == "record" else None
             return Effect(Fate.EITHER)
+        until = self._carried_out(act, word)
+        if not pending and until == inf and act.box.replaced < inf:
+            return Effect(Fate.EITHER)  # what carries it out in the store was lost with the file of whoever asked
         if pending or scope == "authored":
             return Effect(Fate.GONE, file=scope != "late", authored=scope == "authored")
-        # Those of other outboxes may have no effect.
-        until = min(
-            (
-                entry.position
-                for entry in self.events(word.act.chat, "conversation.rewound", "conversation.deleted")
-                if entry.position > act.head and self._erases(entry) and self._boxes.get(entry.origin) is act.box
-            ),
-            default=inf,
-        )
         return Effect(Fate.GONE, file=scope != "late", since=act.head, act=act.index, until=until)
+
+    def _carried_out(self, act: Act, word: Word) -> float:
+        """Return the position by which the store had carried out an erasure; those of other outboxes may not."""
+        ends = (
+            entry.position
+            for entry in self.events(word.act.chat, "conversation.rewound", "conversation.deleted")
+            if entry.position > act.head and self._erases(entry) and self._boxes.get(entry.origin) is act.box
+        )
+        return min(ends, default=inf)
 
     def _erases(self, entry: Entry) -> bool:
         return entry.type == "conversation.deleted" or entry.data.get("erase") is True
@@ -274,13 +277,16 @@ class Judgement:
 
     def _is_aside(self, chat: Chat, position: int, said: Iterable[Act] = ()) -> bool | None:
         """Whether an erasure that arrived then met a hold, be it on the author of one of some messages."""
-        authors = {act.author for act in said}
+        authors, aside = {act.author for act in said}, False
         for hold in self.book.holds:
-            if hold.kind == "owner" and hold.subject in authors and hold.since < position <= hold.until:
+            authored = hold.kind == "owner" and hold.subject in authors
+            if not (authored or hold.protects(chat)) or not hold.asked < position <= hold.ended:
+                continue
+            sure = authored or hold.kind == "conversation" or self._named_by(chat, position)
+            if sure and hold.since < position <= hold.until:
                 return True
-            if hold.protects(chat) and hold.since < position <= hold.until:
-                return True if hold.kind == "conversation" or self._named_by(chat, position) else None
-        return False
+            aside = None
+        return aside
 
     def _named_by(self, chat: Chat, position: int) -> bool:
         entries = (

@@ -212,11 +212,11 @@ class World:
                 act.outcome = Outcome.UNKNOWN  # a hold has spared a conversation of which the store knew nothing yet
         head = await (await self.store()).head()
         if act.verb == "hold" and act.outcome is Outcome.DONE:
-            self.book.holds.append(Hold(kind=act.how, subject=act.subject, since=head, act=act.index))
+            self.book.holds.append(Hold(kind=act.how, subject=act.subject, asked=act.head, since=head, act=act.index))
         elif act.verb == "release" and act.outcome is Outcome.DONE:
             for hold in self.book.holds:
                 if (hold.kind, hold.subject) == (act.how, act.subject) and hold.until > head:
-                    hold.until, hold.released = head, act.index
+                    hold.until, hold.ended, hold.released = act.head, head, act.index
         if act.verb in ("drain", "trim") or killed:
             number = max(self.registered, default=0)
             behind = {late.origin_id: late.carried_out for late in await register.unacknowledged()}
@@ -236,7 +236,7 @@ class World:
     def _act(self, verb: str, files: Files, chat: Chat, **more: Any) -> Act:
         act = Act(index=len(self.book.acts), verb=verb, box=files.box, chat=chat, carried=files.box.carried, **more)
         self.book.acts.append(act)
-        if verb in (*ERASING, "hold", "trim"):
+        if verb in (*ERASING, "hold", "release", "trim"):
             act.head = self.run(self._head())
         return act
 

@@ -12,13 +12,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, of_conversation
 from letopis.store.model.codec import INTEGER_MAX, decode
-from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ConversationTrimmed, read
+from letopis.store.model.event_types import (
+    Body,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationTrimmed,
+    read,
+)
 from letopis.store.model.events import Upcasters
 from letopis.store.model.identifiers import ForkPoint
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.redaction import arrived_erased
 
 ALL_VERSIONS: Final = INTEGER_MAX
 """Greater than any version."""
+_CUTS: Final = (ConversationRewound, ConversationTrimmed, ConversationDeleted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +67,7 @@ class Descendants:
             sa.select(events.c.version, events.c.type, events.c.schema_version, events.c.data, events.c.metadata)
             .where(
                 *of_one,
-                events.c.type.in_((ConversationRewound.type, ConversationTrimmed.type, ConversationDeleted.type)),
+                events.c.type.in_([body.type for body in (ConversationStarted, *_CUTS)]),
             )
             .order_by(events.c.version)
         )
@@ -72,7 +81,10 @@ class Descendants:
         new: Sequence[NewFork] = (),
         kept: int = ALL_VERSIONS,
     ) -> int:
-        """Return the version up to which existing descendants read a conversation; 0 where none does."""
+        """Return the version up to which existing descendants read a conversation; 0 where none does.
+
+        :param kept: the version up to which it retains content, once all its erasures are in the store.
+        """
         needed, seen = 0, {conversation_id}
         erased = None
         level = [_Fork(partition, conversation_id, 0, reads=False, needed=0)]
@@ -85,10 +97,11 @@ class Descendants:
                     if child.conversation_id in seen:
                         continue  # a cycle of forks, written by hand
                     if parent.needed == 0:
-                        if child.version > kept:
+                        if kept < ALL_VERSIONS:
                             if erased is None:
                                 erased = await self._erasures(connection, parent)
-                            # Beyond what was erased, only changes of messages that were erased are retained.
+                            # What had been erased when the fork began, it never read. Beyond what was erased, only
+                            # changes of messages that were erased are retained.
                             before = max((upto for at, upto in erased if at <= child.version), default=0)
                             if before >= min(kept, max((upto for _, upto in erased), default=0)):
                                 continue
@@ -133,7 +146,7 @@ class Descendants:
     async def _erasures(self, connection: AsyncConnection, fork: _Fork) -> list[tuple[int, int]]:
         """Return the version of each event that erased content, and how far it did."""
         erasures = []
-        async for version, body in self._path_cuts(connection, fork):
+        async for version, body, _ in self._path_cuts(connection, fork):
             if isinstance(body, ConversationTrimmed):
                 erasures.append((version, min(body.upto, version - 1)))
             elif isinstance(body, ConversationDeleted) or (isinstance(body, ConversationRewound) and body.erase):
@@ -143,17 +156,24 @@ class Descendants:
 
     async def _inherits_until(self, connection: AsyncConnection, fork: _Fork) -> int:
         """Return the version of the event that ended the inheritance of a fork."""
-        async for version, body in self._path_cuts(connection, fork):
-            if isinstance(body, ConversationDeleted | ConversationTrimmed) or (
-                isinstance(body, ConversationRewound) and body.to_message_id is None and body.upto != 0
-            ):
-                return version
+        begun = ALL_VERSIONS
+        async for version, body, arrived in self._path_cuts(connection, fork):
+            match body:
+                case ConversationStarted():
+                    if body.fork is not None and begun == ALL_VERSIONS:
+                        begun = 0 if arrived else version
+                case ConversationRewound(to_message_id=str()):
+                    pass
+                case ConversationRewound(upto=int(bound)) if begun > bound:
+                    pass  # it began after what is erased
+                case _ if begun < version:
+                    return version
         return ALL_VERSIONS
 
-    async def _path_cuts(self, connection: AsyncConnection, fork: _Fork) -> AsyncIterator[tuple[int, Body]]:
-        """Yield the rewinds, the trims and the deletion of a conversation, in order."""
+    async def _path_cuts(self, connection: AsyncConnection, fork: _Fork) -> AsyncIterator[tuple[int, Body, bool]]:
+        """Yield the starts, rewinds, trims and the deletion of a conversation in order, and if they arrived erased."""
         key = {"partition": fork.partition, "conversation": fork.conversation_id}
         for row in (await connection.execute(self._leaving, key)).all():
             if row.metadata is None or SUPERSEDED_KEY not in decode(row.metadata):
                 body = read(row.type, *self._upcasters.upcast(row.type, row.schema_version, decode(row.data)))
-                yield int(row.version), body
+                yield int(row.version), body, arrived_erased(row.metadata)

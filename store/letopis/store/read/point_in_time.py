@@ -36,6 +36,7 @@ from letopis.store.read.statements import messages_select
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
 from letopis.store.rules.fold import Fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.redaction import ARRIVED_ERASED_KEY
 from letopis.store.rules.reducer import STATE_FIELDS, ConversationState, MessageSink, reduce_event
 from letopis.store.rules.sight import Sight, without_words
 
@@ -69,7 +70,15 @@ class ForkState(MessageSink):
 
     def apply(self, event: RecordedEvent, body: Body) -> None:
         late = SUPERSEDED_KEY in event.metadata or self.state.state == "deleted"
-        reduce_event(self.state, body, self, version=event.version or 0, occurred_at=event.occurred_at, superseded=late)
+        reduce_event(
+            self.state,
+            body,
+            self,
+            version=event.version or 0,
+            occurred_at=event.occurred_at,
+            superseded=late,
+            arrived_erased=ARRIVED_ERASED_KEY in event.metadata,
+        )
 
     def rewind_to(self, message_id: str, count: int) -> int | None:
         return count if self.is_own(message_id, self.state.version) else None

@@ -93,7 +93,8 @@ class Fold:
         self._messages.event, self._messages.saved = event, saved
         sink = _NO_MESSAGES if deleted else self._messages
         body, at, late = event.body(self._upcasters), event.occurred_at, deleted or SUPERSEDED_KEY in event.metadata
-        reduce_event(state, body, sink, version=event.version, occurred_at=at, superseded=late)
+        arrived = ARRIVED_ERASED_KEY in event.metadata
+        reduce_event(state, body, sink, version=event.version, occurred_at=at, superseded=late, arrived_erased=arrived)
 
     def result(self) -> Folded:
         conversation, state = self._conversation, self._state

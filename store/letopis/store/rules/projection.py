@@ -223,7 +223,8 @@ class _Projection(MessageSink):
         self._events.append(event)
         self._bodies.append(body)
         at, late = event.occurred_at, conflict is not None
-        reduce_event(state, body, self, version=self._version, occurred_at=at, superseded=late)
+        arrived = event.redacted and arrived_erased(event.metadata)
+        reduce_event(state, body, self, version=self._version, occurred_at=at, superseded=late, arrived_erased=arrived)
         if conflict is None and isinstance(body, ConversationActivated):
             self.projected.left_at = None
             order = None if event.metadata is None else decode(event.metadata).get(ACTIVATION_ORDER_KEY)

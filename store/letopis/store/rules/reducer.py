@@ -128,6 +128,7 @@ def reduce_event(
     version: int | None,
     occurred_at: Moment,
     superseded: bool = False,
+    arrived_erased: bool = False,
 ) -> None:
     """Apply the next event to a conversation and, through ``sink``, to its messages."""
     # Types without a meaning here move version and updated_at only. ``superseded``: put aside, or after the deletion of
@@ -146,7 +147,7 @@ def reduce_event(
         return
     if superseded:
         return
-    if isinstance(body, MAKES_STATE):
+    if isinstance(body, MAKES_STATE) and not arrived_erased:
         state.made_by.append((0 if version is None else version, body))
     match body:
         case ConversationStarted() | ConversationRenamed() | ConversationAnnotated() | ConversationTagged():

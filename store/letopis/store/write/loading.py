@@ -37,7 +37,7 @@ from letopis.store.read.task_marks import LEAVE, MAX_ROWS_PER_TRANSACTION, is_on
 from letopis.store.rules.decoding import removal_bound, target_ids
 from letopis.store.rules.preconditions import Conflict, LoggedEvent, Precondition, detect_conflicts, lowest_seen_version
 from letopis.store.rules.projection import HeldMessages, Unloaded, takes_content
-from letopis.store.rules.redaction import ARRIVED_ERASED_KEY
+from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, arrived_erased
 from letopis.store.rules.reducer import MAKES_STATE, ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.erasing import Eraser
@@ -298,7 +298,7 @@ class RemovalBudget:
             conversation.made_by = [
                 (row.version, read(row.type, row.schema_version, decode(row.data)))
                 for row in await self._connection.execute(self._statements.state, values)
-                if conflict_of(row.metadata) is None
+                if conflict_of(row.metadata) is None and not arrived_erased(row.metadata)
             ]
         return list(loaded.values()), unloaded
 
