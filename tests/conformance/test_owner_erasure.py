@@ -1,6 +1,7 @@
 """All words of an owner or of a person, through every outbox: also through one that was offline at the erasure."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -8,12 +9,16 @@ from letopis import Closed, ConversationGone, ConversationStore, Held, History, 
 from letopis.outbox.event_log.statements import fetch_all
 from letopis.outbox.history.erasing import register
 from letopis.outbox.operations.repair import fix, pause, resume
+from letopis.outbox.relay.erasures import ErasureCarrier
 from letopis.store.ops.rebuild import rebuild
 from tests.conformance.tables import on_sqlite
 from tests.support.relays import until
 from tests.support.sayings import Bots, assert_nowhere, drain, dump, occurs, present
 
 WORDS = "gheldrimmer"
+
+
+class Killed(Exception): ...
 
 
 async def texts(store: ConversationStore, chat: str) -> list[str]:
@@ -430,3 +435,28 @@ async def test_words_said_after_another_outbox_carried_it_out_stay(
     assert (await texts(store, "group"))[-1] == "in a group since"
     if what == "person":
         await assert_nowhere(WORDS, store, one, two)
+
+
+@pytest.mark.parametrize("way", ["reset", "owner"])
+async def test_an_erasure_that_was_killed_takes_nothing_said_after_it_was_asked_for_again(
+    store: ConversationStore, one: History, way: str
+) -> None:
+    """Killed between its record in the store and its beginning in the file."""
+
+    async def ask() -> None:
+        if way == "reset":
+            await one.chat("chat").reset(everywhere=True)
+        else:
+            await one.erase(owner="42", how="reset")
+
+    await one.append("chat", Message.user(f"{WORDS} said"), owner="42")
+    await drain(one)
+    with patch.object(ErasureCarrier, "begin", side_effect=Killed), pytest.raises(Killed):
+        await ask()
+    await one.append("chat", Message.user(f"{WORDS} pending"), owner="42")
+    await ask()
+    await one.append("chat", Message.user("said later"), owner="42")
+    await drain(one)
+
+    assert [message.text for message in await store.messages("chat")] == ["said later"]
+    await assert_nowhere(WORDS, store, one)

@@ -11,7 +11,7 @@ from uuid import UUID
 from letopis.outbox.alerting.incident_table import record_finding
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.event_log.acknowledge import is_current_lease
-from letopis.outbox.event_log.bound_store import KnownErasures, StoreBinding
+from letopis.outbox.event_log.bound_store import KnownErasures, StoreBinding, read_binding
 from letopis.outbox.event_log.erasures import (
     LANES_PER_QUESTION,
     NOTHING_KNOWN,
@@ -87,8 +87,20 @@ class ErasureCarrier:
         return True
 
     async def begin(self, erasure: Erasure) -> None:
-        """Settle how far an erasure that this outbox has asked for reaches in it: what is appended now is new."""
-        held = await self.held()
+        """Settle how far an erasure that this outbox has asked for reaches in it: what is appended now is new.
+
+        So does each that it has asked for before: a process may have been killed as soon as that was recorded.
+        """
+        held, bound = await self.held(), await self._outbox.read(read_binding)
+        number = min(bound.erasures, erasure.number - 1)
+        while number < erasure.number and (page := await self._store.erasures.after(number)):
+            number = page[-1].number
+            for asked in await self._outbox.read(partial(unknown_erasures, erasures=page)):
+                own = asked.origin_id == self._outbox.origin.origin_id and asked.number <= erasure.number
+                if own and asked.kind in _KNOWN_KINDS and not held.forbids(asked):
+                    await self._begin(asked, held)
+
+    async def _begin(self, erasure: Erasure, held: HeldSubjects) -> None:
         known = await self._prepare(erasure, held)
         work = partial(begin_erasure, erasure=erasure, held=held, now_us=self._outbox.now_us(), known=known)
         await self._outbox.write(work)
