@@ -52,6 +52,25 @@ async def test_a_draft_goes_whose_owner_only_the_store_knows(store: Conversation
     await assert_nowhere(WORDS, store, one, two)
 
 
+@pytest.mark.parametrize("asker", [0, 1])
+async def test_records_go_of_a_conversation_whose_owner_only_a_draft_names(
+    store: ConversationStore, bots: Bots, asker: int
+) -> None:
+    """And those of a conversation without an owner stay."""
+    one, two = bots
+    await one.append("chat", Message.user("said by nobody"))
+    await two.append("hello", Message.user("hello"))
+    await drain(one, two)
+    await two.records(conversation="chat").put(("notes",), "key", {"value": WORDS})
+    await two.records(conversation="hello").put(("notes",), "key", {"value": "spared"})
+    await abandon_draft(two, "chat", owner="42")
+    await bots[asker].erase(owner="42", how="reset")
+    await drain(one, two)
+
+    assert await two.records(conversation="hello").get(("notes",), "key") is not None
+    await assert_nowhere(WORDS, store, one, two)
+
+
 @pytest.mark.parametrize("every", [0, None])
 async def test_a_reply_ends_whose_owner_only_the_store_knows(
     store: ConversationStore, bots: Bots, every: float | None

@@ -279,7 +279,11 @@ def _begin(cursor: Any, erasure: Erasure, held: HeldSubjects, known: KnownByStor
     names, appends = _conversations_of(cursor, erasure, held, known), list[Prepared]()
     for name in names:
         carry_out(cursor, ErasurePlan(lane=name, cause=_CAUSE[erasure.kind]), logged=False)
-    for name, owner, head, delivered, deleted_at in query_all(cursor, _LANES, (_listed(names),)):
+    lanes = query_all(cursor, _LANES, (_listed(names),))
+    drafted = {*names}.difference(known.records, (row[0] for row in lanes)) if erasure.kind != "conversation" else ()
+    for name in drafted:  # what named the owner is gone: nothing leads to the records in the steps that follow
+        carry_out(cursor, ErasurePlan(lane=Scope.conversation(name).name, cause=_CAUSE[erasure.kind]), logged=True)
+    for name, owner, head, delivered, deleted_at in lanes:
         bound = known.bounds.get(name)
         if deleted_at or (head == delivered and bound is None):
             continue
