@@ -161,6 +161,31 @@ async def test_nothing_is_retained_for_a_fork_that_begins_after_a_reset(store: C
     await assert_nowhere(OLD, store, one, two)
 
 
+@pytest.mark.parametrize("end", ["reset", "delete"])
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_fork_retains_only_what_it_has_read(
+    store: ConversationStore, one: History, end: str, delivered: bool
+) -> None:
+    """Not what was erased before it began, whether another fork has kept that or all comes in one delivery."""
+    chat = one.chat(CHAT)
+    await one.append(CHAT, Message.user(f"{OLD} one"), Message.user(f"{OLD} two"), owner="42")
+    if delivered:
+        await chat.fork("early", owner="41")
+        await drain(one)
+    await chat.reset()
+    await one.append(CHAT, Message.user("read by a fork"), owner="42")
+    await chat.fork(FORK, owner="41")
+    await getattr(chat, end)()
+    if delivered:
+        await drain(one)
+        assert OLD in await stored_text(store)
+        await one.chat("early").delete()
+    await drain(one)
+
+    assert [message.text for message in await store.messages(FORK)] == ["read by a fork"]
+    await assert_nowhere(OLD, store, one)
+
+
 async def test_a_fork_that_was_pending_when_it_was_erased_inherits_nothing(
     store: ConversationStore, bots: Bots
 ) -> None:

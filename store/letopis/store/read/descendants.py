@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -39,6 +39,35 @@ class NewFork:
 
 
 @dataclass(frozen=True, slots=True)
+class Needed:
+    """What forks read of what a conversation retains: it, and nothing below, is needed.
+
+    :ivar upto: the last version that one of them reads; 0 where none does.
+    :ivar whole: the version up to which everything had been erased when each of them began.
+    :ivar content: the version up to which content had been, which leaves the events that make the state.
+    """
+
+    upto: int = 0
+    whole: int = ALL_VERSIONS
+    content: int = ALL_VERSIONS
+
+    def joined(self, other: Needed) -> Needed:
+        return Needed(max(self.upto, other.upto), min(self.whole, other.whole), min(self.content, other.content))
+
+
+NOTHING: Final = Needed()
+
+
+@dataclass(frozen=True, slots=True)
+class _Erasure:
+    """An event that erased content: its version, how far it did, and whether that was everything."""
+
+    version: int
+    upto: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Fork:
     """A conversation below the root, the one whose readers are looked for."""
 
@@ -46,7 +75,7 @@ class _Fork:
     conversation_id: str
     version: int  # of its parent, up to which it reads it
     reads: bool  # its parent, still
-    needed: int  # version of the root, up to which the chain down to it reads the root
+    needed: Needed  # of the root, by the chain down to it
 
 
 class Descendants:
@@ -80,14 +109,14 @@ class Descendants:
         *,
         new: Sequence[NewFork] = (),
         kept: int = ALL_VERSIONS,
-    ) -> int:
-        """Return the version up to which existing descendants read a conversation; 0 where none does.
+    ) -> Needed:
+        """Return what existing descendants read of a conversation.
 
         :param kept: the version up to which it retains content, once all its erasures are in the store.
         """
-        needed, seen = 0, {conversation_id}
-        erased = None
-        level = [_Fork(partition, conversation_id, 0, reads=False, needed=0)]
+        needed, seen = NOTHING, {conversation_id}
+        erased: list[_Erasure] | None = None
+        level = [_Fork(partition, conversation_id, 0, reads=False, needed=NOTHING)]
         while level:
             children = await self._children(connection, level, new)
             below: list[_Fork] = []
@@ -96,16 +125,14 @@ class Descendants:
                 for child in children.get(parent.conversation_id, ()):
                     if child.conversation_id in seen:
                         continue  # a cycle of forks, written by hand
-                    if parent.needed == 0:
-                        if kept < ALL_VERSIONS:
-                            if erased is None:
-                                erased = await self._erasures(connection, parent)
-                            # What had been erased when the fork began, it never read. Beyond what was erased, only
-                            # changes of messages that were erased are retained.
-                            before = max((upto for at, upto in erased if at <= child.version), default=0)
-                            if before >= min(kept, max((upto for _, upto in erased), default=0)):
-                                continue
-                        child = replace(child, needed=child.version)
+                    if parent.needed is NOTHING:
+                        if kept < ALL_VERSIONS and erased is None:
+                            erased = await self._erasures(connection, parent)
+                        of_child = _needed_at(child.version, erased or ())
+                        # Beyond what was erased, only changes of messages that were erased are retained.
+                        if erased and of_child.content >= min(kept, max(erasure.upto for erasure in erased)):
+                            continue
+                        child = replace(child, needed=of_child)
                     else:
                         if ends is None:
                             ends = await self._inherits_until(connection, parent)
@@ -114,10 +141,10 @@ class Descendants:
                         child = replace(child, needed=parent.needed)
                     seen.add(child.conversation_id)
                     if child.reads:
-                        needed = max(needed, child.needed)
+                        needed = needed.joined(child.needed)
                     else:
                         below.append(child)
-            level = [fork for fork in below if fork.needed > needed]
+            level = below if erased else [fork for fork in below if fork.needed.upto > needed.upto]
         return needed
 
     async def _children(
@@ -140,18 +167,18 @@ class Descendants:
                 version = (await connection.execute(self._version, key)).scalar()
             # An event that is not in this store yet comes after all that are.
             upto = ALL_VERSIONS if version is None else version
-            children.setdefault(parent, []).append(_Fork(partition, name, upto, reads, 0))
+            children.setdefault(parent, []).append(_Fork(partition, name, upto, reads, NOTHING))
         return children
 
-    async def _erasures(self, connection: AsyncConnection, fork: _Fork) -> list[tuple[int, int]]:
-        """Return the version of each event that erased content, and how far it did."""
+    async def _erasures(self, connection: AsyncConnection, fork: _Fork) -> list[_Erasure]:
         erasures = []
         async for version, body, _ in self._path_cuts(connection, fork):
             if isinstance(body, ConversationTrimmed):
-                erasures.append((version, min(body.upto, version - 1)))
+                erasures.append(_Erasure(version, min(body.upto, version - 1), whole=False))
             elif isinstance(body, ConversationDeleted) or (isinstance(body, ConversationRewound) and body.erase):
                 bound = getattr(body, "upto", None)
-                erasures.append((version, version - 1 if bound is None else min(bound, version - 1)))
+                upto = version - 1 if bound is None else min(bound, version - 1)
+                erasures.append(_Erasure(version, upto, whole=True))
         return erasures
 
     async def _inherits_until(self, connection: AsyncConnection, fork: _Fork) -> int:
@@ -177,3 +204,13 @@ class Descendants:
             if row.metadata is None or SUPERSEDED_KEY not in decode(row.metadata):
                 body = read(row.type, *self._upcasters.upcast(row.type, row.schema_version, decode(row.data)))
                 yield int(row.version), body, arrived_erased(row.metadata)
+
+
+def _needed_at(version: int, erased: Iterable[_Erasure]) -> Needed:
+    """Return what a fork at a version reads: what had been erased by then it has never read."""
+    before = [erasure for erasure in erased if erasure.version <= version]
+    return Needed(
+        version,
+        max((erasure.upto for erasure in before if erasure.whole), default=0),
+        max((erasure.upto for erasure in before), default=0),
+    )

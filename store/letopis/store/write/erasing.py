@@ -236,18 +236,24 @@ class Eraser:
         """Lock a conversation; return what no fork of it needs any more, and its last version."""
         row = (await connection.execute(self._lock, _key(key))).one()
         needed = await self.descendants.read_up_to(connection, *key, kept=row.retained)
-        if needed >= row.retained:
-            return [], 0
-        at = (conversations.c.partition == key[0], conversations.c.conversation_id == key[1])
-        changed = await connection.execute(conversations.update().where(*at).values(retained=needed))
-        check_row_count(conversations, changed.rowcount, 1)
+        upto = min(needed.upto, row.retained)
+        if upto < row.retained:
+            at = (conversations.c.partition == key[0], conversations.c.conversation_id == key[1])
+            changed = await connection.execute(conversations.update().where(*at).values(retained=upto))
+            check_row_count(conversations, changed.rowcount, 1)
         # A trim has left the events that make the conversation's state; a deletion or a reset leaves none.
-        whole = max(needed, min(row.reset_to, row.retained))
+        whole = max(upto, min(row.reset_to, row.retained))
         content = max(whole, min(row.trimmed, row.retained))
-        return [
-            ErasurePlan(lane=key[1], cause=Cause.RELEASE, after=needed, upto=whole),
+        # What had been erased when each fork began, another one has kept until now, or one that came with the erasure.
+        first, second = min(needed.whole, upto), min(needed.content, upto)
+        plans = [
+            ErasurePlan(lane=key[1], cause=Cause.RELEASE, upto=first),
+            ErasurePlan(lane=key[1], cause=Cause.TRIM, after=first, upto=second),
+            ErasurePlan(lane=key[1], cause=Cause.RELEASE, after=upto, upto=whole),
             ErasurePlan(lane=key[1], cause=Cause.TRIM, after=whole, upto=content, beyond=row.retained),
-        ], (await connection.execute(self._last, _key(key))).scalar() or 0
+        ]
+        plans = [plan for plan in plans if plan.after < max(plan.upto, plan.beyond if upto < row.retained else 0)]
+        return plans, (await connection.execute(self._last, _key(key))).scalar() or 0
 
 
 HOLDERS: Final = (

@@ -251,7 +251,7 @@ class Loader:
             lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
             if any(takes_content(item.body) and type(item.body) is not MessageRedacted for item in lane.fresh):
                 read_up_to = self._eraser.descendants.read_up_to
-                lane.retained = await read_up_to(transaction.connection, lane.partition, name, new=forks)
+                lane.retained = (await read_up_to(transaction.connection, lane.partition, name, new=forks)).upto
             if not lane.row.new:
                 lane.verdicts = await self._conflicts.find(transaction, lane)
 
