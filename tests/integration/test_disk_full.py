@@ -1,4 +1,4 @@
-"""A full disk of the history store is reported as such, at once and everywhere; free space ends it."""
+"""A full disk is reported as such, at once and everywhere; free space ends it, and large content comes whole."""
 
 import asyncio
 import shutil
@@ -8,8 +8,10 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from letopis import Bounds, History, Message, OutboxFull
 from letopis.ops.doctor.check_store import check_store
 from letopis.ops.doctor.finding import Severity
+from letopis.ops.verify import content_problems
 from letopis.outbox.alerting.incidents import fault_class
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
@@ -20,6 +22,7 @@ from tests.support.daemons import letopis
 from tests.support.fix_disk import fill
 from tests.support.relays import drained, running, say, until
 from tests.support.required import required
+from tests.support.sayings import problems
 from tests.support.servers import PostgresServer
 
 
@@ -93,3 +96,39 @@ def test_every_way_to_say_it(error: Exception) -> None:
     found = classify(error)
 
     assert (found.fault_class, found.code) == (FaultClass.MISCONFIGURED, "disk-full")
+
+
+@pytest.mark.parametrize("place", ["outbox", "store"])
+async def test_large_content_on_a_full_disk_is_refused_or_waits_and_comes_whole(
+    small_disk: Path, tmp_path: Path, place: str
+) -> None:
+    picture = Message.user("t0ken " * 500_000, id="picture")
+    url = f"sqlite:///{(small_disk if place == 'store' else tmp_path) / 'history.db'}"
+    path = (small_disk if place == "outbox" else tmp_path) / "bot.outbox.db"
+    async with (
+        ConversationStore.open(url, migrate=True) as store,
+        History(path, store=store, watch=False, bounds=Bounds(min_free_bytes=None)) as history,
+    ):
+        await history.append("c", Message.user("before"))
+        assert await history.drained(60)
+        hog = fill(small_disk)
+        if place == "outbox":
+            with pytest.raises(OutboxFull):
+                await history.append("c", picture)
+            assert (await history.status()).pending == 0
+        else:
+            await history.append("c", picture)
+            await until(lambda: has_failed(history))
+        hog.unlink()
+        if place == "outbox":
+            await history.append("c", picture)
+        assert await history.drained(60)
+
+        assert [message.text for message in await store.messages("c")] == ["before", picture.text]
+        assert await history.outbox.read(lambda connection: list(content_problems(connection))) == []
+        assert await problems(store) == []
+
+
+async def has_failed(history: History) -> bool:
+    """Return True once a delivery has met the full disk."""
+    return "disk" in repr((await history.status()).breaker)

@@ -48,6 +48,8 @@ PARTS: Final = (
     "corruption",
     "clocks",
     "reads",
+    "retention",
+    "following",
     "security",
     "forks",
     "soak",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from letopis.outbox.history.history import History
     from letopis.outbox.relay.content_retention import Pruned
     from letopis.store.maintenance.retention import DueContent
+    from letopis.store.rules.retention import ContentRetention
 
 
 @verb(
@@ -103,7 +104,10 @@ async def _retain(
     path = existing_outbox(config)
     with progress("looking", unit="conversations") as report:
         async with History(path, store=config.store, relay=wait, create=False, policy=config.policy) as history:
-            due, threads = await _find(history, config), await _prune(history, config, dry_run=True)
+            due, threads = (
+                await find_due(history, config.retention.content),
+                await _prune(history, config, dry_run=True),
+            )
             if not (due or threads) or dry_run:
                 return due, threads, (await history.status()).pending
             checkpoints = sum(thread.checkpoints for thread in threads)
@@ -120,13 +124,13 @@ async def _retain(
             return due, threads, (await history.status()).pending
 
 
-async def _find(history: History, config: Settings) -> list[DueContent]:
+async def find_due(history: History, retention: ContentRetention | None) -> list[DueContent]:
     """Return what is due of each conversation; what was looked at is looked at again by the relay."""
     from letopis.outbox.relay.content_retention import due_content
 
-    retention, runtime = config.retention.content, history.store.runtime
     if retention is None:
         return []
+    runtime = history.store.runtime
     due, origin_id = dict[str, Any](), history.outbox.origin.origin_id
     finder = (await runtime.prepared()).retention
     places = await runtime.connected(partial(finder.places, retention=retention))
