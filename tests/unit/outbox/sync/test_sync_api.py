@@ -141,7 +141,7 @@ def test_records_are_put_read_and_deleted(history: BlockingHistory) -> None:
 
 
 def test_threads_share_flushes_and_keep_order(history: BlockingHistory, monkeypatch: pytest.MonkeyPatch) -> None:
-    each, threads = 20, 8
+    each, threads = 10, 20
     transact = create_autospec(Committer._transact, side_effect=Committer._transact)
     monkeypatch.setattr(Committer, "_transact", transact)
     start = threading.Barrier(threads)
