@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from letopis.ops.cli.retain import find_due
 from letopis.outbox import History, Relay
 from letopis.outbox.relay import content_retention
 from letopis.outbox.relay.content_retention import append_trims, due_content, keep_places
@@ -182,6 +183,9 @@ async def test_other_rules_look_at_everything_again(bot: History, calendar: Cale
 async def test_clocks_that_differ_take_nothing_young(bot: History, calendar: Calendar) -> None:
     """A younger event stands before an older one: the age of each counts, and the place only bounds what leaves."""
     await say(bot, calendar, "a", 0, 20, 1, 2)
+    calendar.day = 30.5
+    (due,) = await find_due(bot, DAYS_30)
+    assert (due.messages, due.oldest_kept) == (1, START + timedelta(days=1))
     calendar.day = 35
     await retain(bot, DAYS_30, calendar)
     assert await kept(bot, "a") == ["a-20", "a-1", "a-2"]

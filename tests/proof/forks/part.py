@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from letopis import ConversationStore
 from letopis.store.database.schema import conversations
-from letopis.store.read.descendants import ALL_VERSIONS, Descendants
+from letopis.store.read.descendants import ALL_VERSIONS, Descendants, Needed
 from letopis.store.testing.outbox import Outbox
 from tests.proof.forks.trees import STEPS, Growing, lose_rows
 from tests.proof.harness import Experiment, Setting, Tally
@@ -111,14 +111,15 @@ def _in_memory(setting: Setting) -> Iterator[str]:
 
 async def _once(
     self: Descendants, connection: Any, partition: int, conversation_id: str, *, new: Any = (), kept: int = 0
-) -> int:
+) -> Needed:
     """The rule of the first release: a fork that was cleared, or keeps nothing, hands down nothing."""
     held, points = conversations.c, [one.point for one in new if one.point.conversation_id == conversation_id]
     forks = sa.select(held.forked_from_version).where(
         held.forked_from_id == conversation_id, sa.or_(held.inherits == 1, held.retained > 0)
     )
     versions = [*(await connection.execute(forks)).scalars(), *(point.version for point in points)]
-    return max((ALL_VERSIONS if version is None else version for version in versions), default=0)
+    upto = max((ALL_VERSIONS if version is None else version for version in versions), default=0)
+    return Needed(upto=upto, whole=0, content=0)
 
 
 WHAT: Final = "random trees of forks, rewinds, deletions and redactions: each reads what it would as a copy"

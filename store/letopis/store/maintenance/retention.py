@@ -111,7 +111,8 @@ class _Statements:
         self.held = written_by(dialect, sa.func.min(messages.c.version)).where(messages.c.version > after)
         kept = messages.c.redacted_at.is_(None)
         self.count = sa.select(sa.func.count()).where(*own, messages.c.version <= upto, kept)
-        self.kept = _select_first(e.recorded_at, *content)
+        # Not the first one's: clocks differ.
+        self.kept = sa.select(sa.func.min(e.recorded_at)).where(*content)
 
 
 def _select_first(column: sa.Column[Any], *where: sa.ColumnElement[bool], last: bool = False) -> sa.Select[Any]:
