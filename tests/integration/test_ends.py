@@ -36,8 +36,8 @@ def ended(url: str, ends: int, **options: Any) -> tuple[dict[str, Any], str]:
 
 
 @SERVERS
-def test_nothing_is_left_of_1000_ends(store_url: str) -> None:
-    report, errors = ended(store_url, 1000)
+def test_nothing_is_left_of_500_ends(store_url: str) -> None:
+    report, errors = ended(store_url, 500)
 
     assert (report["left"], errors) == (NOTHING, "")
     assert report["reads"].keys() == READS
