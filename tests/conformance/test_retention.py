@@ -269,6 +269,34 @@ async def test_what_an_author_on_hold_wrote_ends_what_is_due(bot: History, calen
     assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a")) == (1, [])
 
 
+@pytest.mark.parametrize("how", ["trimmed", "redacted"])
+async def test_a_hold_on_an_author_keeps_nothing_back_for_what_had_left(
+    bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    steps = 0
+
+    async def counted(*args: Any, **options: Any) -> RetentionStep:
+        nonlocal steps
+        steps += 1
+        assert steps < 20, "the same content is due again and again"
+        return await due_content(*args, **options)
+
+    await bot.append("a", Message.user("t0ken-evidence", id="evidence", author="44"), owner="42")
+    await Relay(bot.outbox, bot.store, now=calendar.now).drain()
+    await say(bot, calendar, "a", 20)
+    calendar.day = 31
+    if how == "trimmed":
+        assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a")) == (1, ["a-20"])
+    else:
+        await bot.chat("a").redact("evidence")
+        await Relay(bot.outbox, bot.store, now=calendar.now).drain()
+    await bot.store.erasures.hold("owner", "44", reason="a court asked")
+    calendar.day = 51
+    monkeypatch.setattr(content_retention, "due_content", counted)
+    assert (await retain(bot, DAYS_30, calendar), await kept(bot, "a")) == (1, [])
+    assert [event.metadata for event in (await bot.store.events("a")).items if event.metadata] == []
+
+
 @on_sqlite
 async def test_a_round_ends_amid_new_events(bot: History, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
     """New events are for the next round: they must not keep the older ones from being looked at."""

@@ -54,5 +54,8 @@ def owners_of(subjects: Collection[Subject]) -> list[str]:
 
 
 def written_by(dialect: Dialect, *columns: Any) -> sa.Select[*tuple[Any, ...]]:
-    """Return the select of columns of the messages of a conversation that ``:authors`` wrote."""
-    return sa.select(*columns).where(*of_conversation(messages), dialect.among(messages.c.author, "authors"))
+    """Return the select of columns of the messages of a conversation that ``:authors`` wrote, and that have content."""
+    has_content = messages.c.redacted_at.is_(None)
+    return sa.select(*columns).where(
+        *of_conversation(messages), dialect.among(messages.c.author, "authors"), has_content
+    )

@@ -2,9 +2,9 @@
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -30,12 +30,19 @@ MOST: Final = 500
 
 @dataclass(slots=True)
 class World:
-    """A bot and its store under one clock."""
+    """A bot and its store under one clock.
+
+    :ivar latest: the day of the latest event, in the order of the days.
+    :ivar behind: the latest time that was recorded before each message, by its id: what an age is counted from, since
+        an event recorded by a clock that was ahead holds up those behind it in the log.
+    """
 
     history: History
     chance: random.Random
     day: float = 0.0
-    said: int = 0
+    latest: float = 0.0
+    appended: int = 0
+    behind: dict[str, datetime] = field(default_factory=dict)
 
     def now(self) -> datetime:
         return START + timedelta(days=self.day)
@@ -49,14 +56,18 @@ class World:
         await self.deliver()
 
     async def deliver(self, retention: ContentRetention | None = None) -> None:
+        self.latest = max(self.latest, self.day)
+        for number in range(len(self.behind), self.appended):
+            self.behind[f"m{number + 1}"] = START + timedelta(days=self.latest)
         await Relay(self.history.outbox, self.history.store, retention=retention, now=self.now).drain()
         await finish_tasks(self.history.store)
 
     async def _act(self, name: str) -> None:
         chat, chance = self.history.chat(name), self.chance
         if await chat.conversation() is None or chance.random() < 0.7:
-            self.said += 1
-            message = Message.user(f"t0ken {self.said}", id=f"m{self.said}", author=chance.choice((None, *OWNERS)))
+            self.appended += 1
+            text, message_id = f"t0ken {self.appended}", f"m{self.appended}"
+            message = Message.user(text, id=message_id, author=chance.choice((None, *OWNERS)))
             await self.history.append(name, message, owner=OWNERS[CHATS.index(name) % 2])
             return
         match chance.randrange(6):
@@ -108,6 +119,8 @@ async def compare(setting: Setting, *, days_between: float = 0.0) -> Tally:
                     tally.count += 1
                     for _ in range(ROUNDS):
                         await world.live(chance.randint(4, 14))
+                        if chance.random() < 0.7:
+                            world.day = world.latest
                         await round_of(world, retention, tally, days_between=days_between)
                 tally.blame(await problems(world.history.store), where=f"store {number}")
     tally.notes = tally.told()
@@ -160,8 +173,10 @@ async def round_of(world: World, retention: ContentRetention, tally: Tally, *, d
         )
         wrong = [message.id for message in gone if not is_due(message, messages, rule, world.now(), state.state)]
         tally.require(not wrong, f"{name}: {wrong} are gone that no limit takes: {where}")
-        if not held:
-            left = [message.id for message in overdue(messages, rule, world.now()) if message not in gone]
+        # By its count, too, nothing leaves that is recorded in the future, nor what stands behind it.
+        if not held and world.day >= world.latest:
+            due = overdue(messages, rule, world.now(), world.behind)
+            left = [message.id for message in due if message not in gone]
             tally.require(not left, f"{name}: {left} are left that a limit takes: {where}")
 
 
@@ -173,12 +188,15 @@ def is_due(
     message: RecordedMessage, messages: Sequence[RecordedMessage], rule: RetentionRule, now: datetime, state: str
 ) -> bool:
     """Return True if a limit takes a message, however it looks for it."""
-    old = rule.max_age is not None and age(message, now) >= rule.max_age
+    recorded_at = message.recorded_at or now
+    old = rule.max_age is not None and (now - recorded_at).total_seconds() >= rule.max_age
     many = rule.max_messages is not None and len(messages) - messages.index(message) > rule.max_messages
     return old or many or (rule.archived_max_age is not None and state == "archived")
 
 
-def overdue(messages: Sequence[RecordedMessage], rule: RetentionRule, now: datetime) -> list[RecordedMessage]:
+def overdue(
+    messages: Sequence[RecordedMessage], rule: RetentionRule, now: datetime, behind: Mapping[str, datetime]
+) -> list[RecordedMessage]:
     """Return what has to leave: what is beyond the count, or older than the age with all that came before it."""
     due = []
     for index, message in enumerate(messages):
@@ -188,15 +206,10 @@ def overdue(messages: Sequence[RecordedMessage], rule: RetentionRule, now: datet
         else:
             break
     for message in messages:
-        if rule.max_age is None or age(message, now) < rule.max_age:
+        if rule.max_age is None or (now - behind[message.id]).total_seconds() < rule.max_age:
             break
         due += [] if message.redacted or message in due else [message]
     return due
-
-
-def age(message: RecordedMessage, now: datetime) -> float:
-    """Return how many seconds ago the store recorded a message."""
-    return (now - message.recorded_at).total_seconds() if message.recorded_at is not None else 0.0
 
 
 WHAT: Final = "random policies, tags, archives and holds under a clock that jumps: a dry run names what goes"

@@ -146,7 +146,9 @@ class LoadStatements:
         )
         named, first = messages.c.message_id, sa.func.min(messages.c.version)
         self.held_ids = written_by(dialect, named).where(dialect.among(named, "ids"))
-        self.held_first = written_by(dialect, first).where(messages.c.version <= sa.bindparam("upto"))
+        # What an earlier trim erases in steps still has its content.
+        bounds = (messages.c.version > sa.bindparam("after"), messages.c.version <= sa.bindparam("upto"))
+        self.held_first = written_by(dialect, first).where(*bounds)
         pending = (tasks.c.kind == LEAVE, tasks.c.after < tasks.c.upto)
         self.marked = sa.select(tasks.c.version).where(*of_conversation(tasks), *pending).limit(1)
 
@@ -224,7 +226,8 @@ class Loader:
             ids.update(rows.scalars())
         first = None
         if upto:
-            first = (await transaction.connection.execute(self._statements.held_first, {**key, "upto": upto})).scalar()
+            bounds = {"after": lane.row.conversation.trimmed, "upto": upto}
+            first = (await transaction.connection.execute(self._statements.held_first, {**key, **bounds})).scalar()
         return HeldMessages(frozenset(redacted).intersection(ids), INTEGER_MAX if first is None else first)
 
     async def _load_targets(
